@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+//
+// Questions about single numbers that must be answered right under -ffast-math, which lets a
+// compiler assume that neither NaN nor infinity exists and delete `x == -inf` or `x != x`. For the
+// built-in and the 16-bit types the answers are therefore read from the bits. Used for masks (an
+// additive -inf means "not allowed") and for values behind masks; never to decide whether a row is
+// empty: that is counted.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "mha/types.hpp"
+
+namespace mha::detail {
+
+template <class Scalar>
+inline constexpr bool is_16_bit =
+    std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>;
+
+/// -infinity as a Scalar.
+template <class Scalar>
+Scalar minus_infinity() {
+  if constexpr (is_16_bit<Scalar>) {
+    return Eigen::numext::bit_cast<Scalar>(
+        std::uint16_t{std::is_same_v<Scalar, Eigen::half> ? 0xFC00 : 0xFF80});
+  } else {
+    return Scalar(-Eigen::NumTraits<Scalar>::infinity());
+  }
+}
+
+/// Numbers that carry another inside (AutoDiffScalar and most dual numbers) offer it as value().
+template <class Scalar>
+concept HasValue = requires(const Scalar& x) {
+  x.value();
+};
+
+/// The bits of the sign and exponent, and of the fraction, of a built-in floating-point number.
+struct FloatBits {
+  bool negative;
+  bool exponent_all_ones;  ///< infinity or NaN
+  bool fraction_zero;
+};
+
+template <class Scalar>
+FloatBits float_bits(const Scalar& x) {
+  if constexpr (sizeof(Scalar) == 8) {
+    const auto bits = std::bit_cast<std::uint64_t>(x);
+    return {(bits >> 63) != 0, (bits >> 52 & 0x7FF) == 0x7FF, (bits << 12) == 0};
+  } else if constexpr (sizeof(Scalar) == 4) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    return {(bits >> 31) != 0, (bits >> 23 & 0xFF) == 0xFF, (bits << 9) == 0};
+  } else if constexpr (std::is_same_v<Scalar, Eigen::half>) {
+    const auto bits = Eigen::numext::bit_cast<std::uint16_t>(x);
+    return {(bits >> 15) != 0, (bits >> 10 & 0x1F) == 0x1F, (bits & 0x3FF) == 0};
+  } else if constexpr (std::is_same_v<Scalar, Eigen::bfloat16>) {
+    const auto bits = Eigen::numext::bit_cast<std::uint16_t>(x);
+    return {(bits >> 15) != 0, (bits >> 7 & 0xFF) == 0xFF, (bits & 0x7F) == 0};
+  } else {  // long double: x87 extended (64-bit fraction, its top bit explicit) or IEEE quadruple
+    static_assert(std::is_same_v<Scalar, long double>);
+    std::uint64_t low = 0;
+    std::uint64_t high = 0;
+    std::memcpy(&low, &x, 8);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + 8, sizeof(x) < 16 ? 2 : 8);
+    if constexpr (std::numeric_limits<long double>::digits == 64) {
+      return {(high >> 15 & 1) != 0, (high & 0x7FFF) == 0x7FFF, (low << 1) == 0};
+    } else {
+      return {(high >> 63) != 0, (high >> 48 & 0x7FFF) == 0x7FFF, (high << 16) == 0 && low == 0};
+    }
+  }
+}
+
+template <class Scalar>
+inline constexpr bool has_float_bits = std::is_floating_point_v<Scalar> || is_16_bit<Scalar>;
+
+/// Is x -infinity? NaN and every finite number, however low, are not.
+template <class Scalar>
+bool is_minus_infinity(const Scalar& x) {
+  if constexpr (has_float_bits<Scalar>) {
+    const FloatBits bits = float_bits(x);
+    return bits.negative && bits.exponent_all_ones && bits.fraction_zero;
+  } else if constexpr (HasValue<Scalar>) {
+    return is_minus_infinity<std::remove_cvref_t<decltype(x.value())>>(x.value());
+  } else {
+    return x < Scalar(-Eigen::NumTraits<Scalar>::highest());
+  }
+}
+
+/// Neither NaN nor infinite. For built-in and 16-bit types only.
+template <class Scalar>
+bool is_finite(const Scalar& x) {
+  return !float_bits(x).exponent_all_ones;
+}
+
+}  // namespace mha::detail

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+//
+// mha: multi-head attention over Eigen. This header includes the whole library (the optional
+// readers in mha/io excepted).
+//
+//     mha::MultiHead<float, 8> attention(512);     // embed_dim 512 = 8 heads of 64
+//     Eigen::MatrixXf y = attention(x);            // self-attention; a row of x is a token
+//
+// Where things are, in reading order:
+//     reference.hpp    attention of one head as the formula says it; the specification
+//     types.hpp        Matrix, TensorView and Tensor [batch, head, token, channel]
+//     rules.hpp        what masks and score modifiers are, and how `&` joins them
+//     mask.hpp         causal, window, lengths, keep, ignore, mask_mod
+//     score.hpp        scale, softcap, bias, alibi, score_mod, sinks
+//     attention.hpp    scaled_dot_product_attention, attention
+//     scores.hpp       attention_scores: what the softmax sees
+//     softmax.hpp      the running softmax, merge
+//     rotary.hpp       rotary position embedding
+//     multi_head.hpp   MultiHead, the layer with its projections
+//     executor.hpp     Executor, ThreadPool
+//     tiled.hpp, product.hpp, projection.hpp, extra_keys.hpp, floating.hpp, initialise.hpp: inside
+#pragma once
+
+#include "mha/attention.hpp"
+#include "mha/multi_head.hpp"
+#include "mha/rotary.hpp"
+#include "mha/scores.hpp"
+#include "mha/version.hpp"

@@ -1,0 +1,548 @@
+// SPDX-License-Identifier: MIT
+//
+// The multi-head attention layer:
+//     MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W_O + b_O
+//     head_i             = Attention(Q W_i^Q + b_i^Q, K W_i^K + b_i^K, V W_i^V + b_i^V)
+// Tokens are rows. Data flows one way: project, split the heads (a view), attention.hpp,
+// concatenate (each head writes its columns), project. Masks and score modifiers pass through
+// untouched. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
+#pragma once
+
+#include "mha/attention.hpp"
+#include "mha/extra_keys.hpp"
+#include "mha/initialise.hpp"
+#include "mha/projection.hpp"
+#include "mha/rotary.hpp"
+
+namespace mha {
+
+/// The sizes and options of a layer. 0 means the default named beside it.
+struct MultiHeadConfig {
+  Index embed_dim = 0;             ///< columns of query; must be given unless fixed at compile time
+  Index num_heads = 0;             ///< query heads; the class's Heads unless that is Eigen::Dynamic
+  Index kv_heads = 0;              ///< num_heads; fewer: grouped-query, 1: multi-query attention
+  Index head_dim = 0;              ///< embed_dim / num_heads
+  Index value_dim = 0;             ///< head_dim
+  Index kdim = 0;                  ///< columns of key; embed_dim
+  Index vdim = 0;                  ///< columns of value; embed_dim
+  Index out_dim = 0;               ///< columns of the output; embed_dim
+  bool bias = true;                ///< projections add a bias
+  bool add_bias_kv = false;        ///< one learned key and value at the end of every sequence
+  bool add_zero_attn = false;      ///< a key and value of zeros at the end: a sink with logit 0
+  std::optional<Rotary> rotary{};  ///< rotate projected queries and keys
+  std::uint64_t seed = 0;          ///< of the initial parameters
+};
+
+/// What a call of the layer may be told besides its rule.
+struct MultiHeadOptions {
+  Index batch = 1;                 ///< sequences of equal length, one after the other in the rows
+  std::vector<Index> sequences{};  ///< or: the lengths of sequences that differ (a ragged batch)
+  std::vector<Index> kv_sequences{};  ///< likewise of key and value; `sequences` if not given
+  IndexList positions{};     ///< for rotary: one per row of query; default 0, 1, ... after past_len
+  IndexList kv_positions{};  ///< one per row of key; default `positions`, or 0, 1, ...
+  Index past_len = 0;        ///< leading keys of each sequence that precede query row 0
+  bool need_weights = false;     ///< return the weights of every head; changes no other number
+  bool average_weights = false;  ///< average them over the heads
+  bool need_lse = false;         ///< return the log of each row's softmax denominator
+  Executor executor{};           ///< who computes; the calling thread if not given
+};
+
+/// What MultiHead::forward returns.
+template <class Scalar>
+struct MultiHeadResult {
+  Matrix<Scalar> output;  ///< rows of query x out_dim
+  /// [batch, num_heads (1 if averaged), query_len, kv_len], if asked for; rows sum to 1, or are all
+  /// 0. Shorter sequences of a ragged batch are padded with 0. add_bias_kv and add_zero_attn each
+  /// append a column.
+  Tensor<accumulator_t<Scalar>> weights;
+  Matrix<accumulator_t<Scalar>> lse;  ///< rows of query x num_heads, if asked for
+};
+
+/// Multi-head attention with its four projections.
+/// @tparam Scalar   float, double, long double, Eigen::half, Eigen::bfloat16, or any number with
+/// NumTraits
+/// @tparam Heads    number of query heads, or Eigen::Dynamic: known at run time
+/// @tparam HeadDim  channels of a head, or Eigen::Dynamic. If given, every size is fixed: all
+/// widths are
+///                  Heads * HeadDim, and parameters up to Eigen's stack limit live inside the
+///                  object.
+template <class Scalar_, int Heads, int HeadDim = Eigen::Dynamic>
+class MultiHead {
+  static_assert(AttentionScalar<Scalar_>,
+                "mha: the Scalar of MultiHead must be a real floating-point type: float, double, "
+                "Eigen::half, Eigen::bfloat16, or a number with Eigen NumTraits");
+  static_assert(Heads > 0 || Heads == Eigen::Dynamic,
+                "mha: Heads must be at least 1, or Eigen::Dynamic for a number known at run time");
+  static_assert(
+      HeadDim > 0 || HeadDim == Eigen::Dynamic,
+      "mha: HeadDim must be at least 1, or Eigen::Dynamic for a number known at run time");
+  static_assert(HeadDim == Eigen::Dynamic || Heads != Eigen::Dynamic,
+                "mha: with HeadDim fixed at compile time Heads must be fixed too");
+
+ public:
+  using Scalar = Scalar_;
+  using Acc = accumulator_t<Scalar>;
+  using Options = MultiHeadOptions;
+  using Result = MultiHeadResult<Scalar>;
+
+  static constexpr bool kFixed = HeadDim != Eigen::Dynamic;
+  /// Rows and columns of the weights at compile time.
+  static constexpr int kWidth =
+      detail::fits_on_stack<Scalar>(Heads, HeadDim) ? Heads * HeadDim : Eigen::Dynamic;
+  using Linear = Projection<Scalar, kWidth, kWidth>;
+
+  Linear q_proj;             ///< embed_dim -> num_heads * head_dim
+  Linear k_proj;             ///< kdim      -> kv_heads * head_dim
+  Linear v_proj;             ///< vdim      -> kv_heads * value_dim
+  Linear out_proj;           ///< num_heads * value_dim -> out_dim
+  RowVector<Scalar> bias_k;  ///< kv_heads * head_dim with add_bias_kv, else empty
+  RowVector<Scalar> bias_v;  ///< kv_heads * value_dim with add_bias_kv, else empty
+
+  /// A layer whose sizes are all fixed at compile time.
+  MultiHead() requires(kFixed) : MultiHead(MultiHeadConfig{}) {}
+
+  /// The usual layer: embed_dim = Heads * head_dim everywhere.
+  explicit MultiHead(Index embed_dim) : MultiHead(MultiHeadConfig{.embed_dim = embed_dim}) {}
+
+  /// Parameters start like those of PyTorch's nn.MultiheadAttention (not with its random numbers):
+  /// Xavier- uniform q, k, v weights, over all three together if key and value are embed_dim wide;
+  /// uniform
+  /// +-1/sqrt(inputs) output weights; biases 0; bias_k and bias_v Xavier-normal.
+  /// @throws std::invalid_argument if the sizes contradict each other
+  explicit MultiHead(const MultiHeadConfig& config) : config_(resolved(config)) {
+    const MultiHeadConfig& c = config_;
+    q_proj.resize(c.embed_dim, c.num_heads * c.head_dim, c.bias);
+    k_proj.resize(c.kdim, c.kv_heads * c.head_dim, c.bias);
+    v_proj.resize(c.vdim, c.kv_heads * c.value_dim, c.bias);
+    out_proj.resize(c.num_heads * c.value_dim, c.out_dim, c.bias);
+    initialise();
+  }
+
+  const MultiHeadConfig& config() const noexcept { return config_; }  ///< every size resolved
+  Index embed_dim() const noexcept { return config_.embed_dim; }
+  Index num_heads() const noexcept { return config_.num_heads; }
+  Index kv_heads() const noexcept { return config_.kv_heads; }
+  Index head_dim() const noexcept { return config_.head_dim; }
+  Index value_dim() const noexcept { return config_.value_dim; }
+  Index out_dim() const noexcept { return config_.out_dim; }
+
+  /// General attention: query from one place, key and value from others.
+  /// @param query    rows x embed_dim, one token per row, sequence after sequence; any Eigen
+  /// expression
+  /// @param key      rows x kdim
+  /// @param value    as many rows as key x vdim
+  /// @param rule     masks and score modifiers joined by `&`; b, h, i, j count within the call's
+  /// sequences
+  /// @param options  how rows form sequences, what to return, who computes
+  /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
+  /// Cost: 2 rows (inputs * outputs) flops per projection, and attention()'s; rows x (q + k + v +
+  /// concat) scalars.
+  template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
+  [[nodiscard]] Result forward(const Q& query, const K& key, const V& value,
+                               const RuleType& rule = {}, const Options& options = {}) const {
+    detail::check_types<typename Q::Scalar, typename K::Scalar, typename V::Scalar, RuleType>();
+    static_assert(std::is_same_v<typename Q::Scalar, Scalar>,
+                  "mha: the arguments of MultiHead must have its Scalar");
+    const detail::Argument<Q> q(query);
+    const detail::Argument<K> k(key);
+    const detail::Argument<V> v(value);
+    return forward_views(q.view(), k.view(), v.view(), detail::as_rules(rule), options);
+  }
+  template <EigenDense Q, EigenDense K, EigenDense V>
+  [[nodiscard]] Result forward(const Q& query, const K& key, const V& value,
+                               const Options& options) const {
+    return forward(query, key, value, All{}, options);
+  }
+
+  /// Cross-attention: queries from x, keys and values from context.
+  template <EigenDense X, EigenDense C, IsRule RuleType = All>
+  [[nodiscard]] Result forward(const X& x, const C& context, const RuleType& rule = {},
+                               const Options& options = {}) const {
+    static_assert(
+        std::is_same_v<typename X::Scalar, Scalar> && std::is_same_v<typename C::Scalar, Scalar>,
+        "mha: the arguments of MultiHead must have its Scalar");
+    const detail::Argument<X> q(x);
+    const detail::Argument<C> kv(context);
+    return forward_views(q.view(), kv.view(), kv.view(), detail::as_rules(rule), options);
+  }
+  template <EigenDense X, EigenDense C>
+  [[nodiscard]] Result forward(const X& x, const C& context, const Options& options) const {
+    return forward(x, context, All{}, options);
+  }
+
+  /// Self-attention.
+  template <EigenDense X, IsRule RuleType = All>
+  [[nodiscard]] Result forward(const X& x, const RuleType& rule = {},
+                               const Options& options = {}) const {
+    static_assert(std::is_same_v<typename X::Scalar, Scalar>,
+                  "mha: the arguments of MultiHead must have its Scalar");
+    const detail::Argument<X> all(x);
+    return forward_views(all.view(), all.view(), all.view(), detail::as_rules(rule), options);
+  }
+  template <EigenDense X>
+  [[nodiscard]] Result forward(const X& x, const Options& options) const {
+    return forward(x, All{}, options);
+  }
+
+  /// The output of forward(), in each of its forms.
+  template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
+  [[nodiscard]] Matrix<Scalar> operator()(const Q& query, const K& key, const V& value,
+                                          const RuleType& rule = {},
+                                          const Options& options = {}) const {
+    return forward(query, key, value, rule, options).output;
+  }
+  template <EigenDense Q, EigenDense K, EigenDense V>
+  [[nodiscard]] Matrix<Scalar> operator()(const Q& query, const K& key, const V& value,
+                                          const Options& options) const {
+    return forward(query, key, value, options).output;
+  }
+  template <EigenDense X, EigenDense C, IsRule RuleType = All>
+  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const C& context, const RuleType& rule = {},
+                                          const Options& options = {}) const {
+    return forward(x, context, rule, options).output;
+  }
+  template <EigenDense X, EigenDense C>
+  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const C& context,
+                                          const Options& options) const {
+    return forward(x, context, options).output;
+  }
+  template <EigenDense X, IsRule RuleType = All>
+  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const RuleType& rule = {},
+                                          const Options& options = {}) const {
+    return forward(x, rule, options).output;
+  }
+  template <EigenDense X>
+  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const Options& options) const {
+    return forward(x, options).output;
+  }
+
+ private:
+  using View = MatrixView<const Scalar>;
+
+  static MultiHeadConfig resolved(MultiHeadConfig c) {
+    const auto check_size = [](const char* name, Index size) {
+      detail::require(size >= 0, "MultiHead: ", name, " must be at least 1, got ", size);
+    };
+    check_size("embed_dim", c.embed_dim);
+    check_size("num_heads", c.num_heads);
+    check_size("kv_heads", c.kv_heads);
+    check_size("head_dim", c.head_dim);
+    check_size("value_dim", c.value_dim);
+    check_size("kdim", c.kdim);
+    check_size("vdim", c.vdim);
+    check_size("out_dim", c.out_dim);
+    if constexpr (Heads != Eigen::Dynamic) {
+      detail::require(c.num_heads == 0 || c.num_heads == Heads,
+                      "MultiHead: num_heads must equal the class's Heads, got ", c.num_heads,
+                      " and ", Heads);
+      c.num_heads = Heads;
+    }
+    detail::require(c.num_heads > 0, "MultiHead: num_heads must be at least 1, got ", c.num_heads);
+    if constexpr (kFixed) {
+      constexpr Index width = Index{Heads} * HeadDim;
+      const bool as_fixed =
+          (c.embed_dim == 0 || c.embed_dim == width) && (c.kv_heads == 0 || c.kv_heads == Heads) &&
+          (c.head_dim == 0 || c.head_dim == HeadDim) &&
+          (c.value_dim == 0 || c.value_dim == HeadDim) && (c.kdim == 0 || c.kdim == width) &&
+          (c.vdim == 0 || c.vdim == width) && (c.out_dim == 0 || c.out_dim == width);
+      detail::require(as_fixed,
+                      "MultiHead: with HeadDim fixed at compile time every width must be Heads * "
+                      "HeadDim, got another than ",
+                      width);
+      c.embed_dim = width;
+    }
+    detail::require(c.embed_dim > 0, "MultiHead: embed_dim must be at least 1, got ", c.embed_dim);
+    if (c.kv_heads == 0) c.kv_heads = c.num_heads;
+    detail::require(c.num_heads % c.kv_heads == 0,
+                    "MultiHead: kv_heads must divide num_heads, got ", c.kv_heads, " and ",
+                    c.num_heads);
+    if (c.head_dim == 0) {
+      detail::require(c.embed_dim % c.num_heads == 0,
+                      "MultiHead: num_heads must divide embed_dim unless head_dim is given, got ",
+                      c.num_heads, " and ", c.embed_dim);
+      c.head_dim = c.embed_dim / c.num_heads;
+    }
+    if (c.value_dim == 0) c.value_dim = c.head_dim;
+    if (c.kdim == 0) c.kdim = c.embed_dim;
+    if (c.vdim == 0) c.vdim = c.embed_dim;
+    if (c.out_dim == 0) c.out_dim = c.embed_dim;
+    if (c.rotary) {
+      c.rotary->dim =
+          detail::check_rotary("MultiHead: rotary", c.rotary->pairs, c.rotary->dim, c.head_dim);
+    }
+    return c;
+  }
+
+  void initialise() {
+    const MultiHeadConfig& c = config_;
+    detail::Random random(c.seed);
+    const Index outputs[] = {q_proj.outputs(), k_proj.outputs(), v_proj.outputs()};
+    const bool packed = c.kdim == c.embed_dim && c.vdim == c.embed_dim;
+    const auto xavier = [&](Linear& linear, Index outs) {
+      const auto fans = static_cast<double>(linear.inputs() + outs);
+      detail::fill_uniform(linear.weight, std::sqrt(6 / fans), random);
+    };
+    const Index all = outputs[0] + outputs[1] + outputs[2];
+    xavier(q_proj, packed ? all : outputs[0]);
+    xavier(k_proj, packed ? all : outputs[1]);
+    xavier(v_proj, packed ? all : outputs[2]);
+    detail::fill_uniform(out_proj.weight, 1 / std::sqrt(static_cast<double>(out_proj.inputs())),
+                         random);
+    if (!c.add_bias_kv) return;
+    bias_k.resize(c.kv_heads * c.head_dim);
+    bias_v.resize(c.kv_heads * c.value_dim);
+    detail::fill_normal(bias_k, 1 / std::sqrt(static_cast<double>(bias_k.size())), random);
+    detail::fill_normal(bias_v, 1 / std::sqrt(static_cast<double>(bias_v.size())), random);
+  }
+
+  /// How the rows of a call form sequences.
+  struct Batch {
+    std::vector<detail::Segment> segments;  ///< one per sequence, without keys the layer appends
+    Index query_len = 0;                    ///< the longest
+    Index kv_len = 0;                       ///< the longest
+    bool ragged = false;
+  };
+
+  static Batch cut(Index query_rows, Index key_rows, const Options& options) {
+    Batch batch;
+    batch.ragged = !options.sequences.empty() || !options.kv_sequences.empty();
+    if (batch.ragged) {
+      const std::vector<Index>& q = options.sequences;
+      const std::vector<Index>& k = options.kv_sequences.empty() ? q : options.kv_sequences;
+      detail::require(!q.empty(), "MultiHead: kv_sequences must come with sequences");
+      detail::require(q.size() == k.size(),
+                      "MultiHead: sequences and kv_sequences must be as many, got ", q.size(),
+                      " and ", k.size());
+      detail::require(options.batch == 1 || options.batch == static_cast<Index>(q.size()),
+                      "MultiHead: batch must be left out beside sequences, or equal their number, "
+                      "got ",
+                      options.batch, " and ", q.size());
+      detail::Segment next;
+      for (std::size_t b = 0; b < q.size(); ++b) {
+        detail::require(q[b] >= 0 && k[b] >= 0,
+                        "MultiHead: lengths of sequences must not be negative, got ", q[b], " and ",
+                        k[b]);
+        detail::require(q[b] <= query_rows && k[b] <= key_rows,
+                        "MultiHead: sequences must not be longer than the input, got ", q[b],
+                        " query rows and ", k[b], " key rows");
+        next.query_len = q[b];
+        next.kv_len = k[b];
+        batch.segments.push_back(next);
+        next.query_row += q[b];
+        next.key_row += k[b];
+      }
+      detail::require(next.query_row == query_rows,
+                      "MultiHead: sequences must add up to query.rows(), got ", next.query_row,
+                      " and ", query_rows);
+      detail::require(next.key_row == key_rows,
+                      "MultiHead: kv_sequences must add up to key.rows(), got ", next.key_row,
+                      " and ", key_rows);
+    } else {
+      const Index n = options.batch;
+      detail::require(n >= 0, "MultiHead: batch must not be negative, got ", n);
+      detail::require(n == 0 ? query_rows == 0 && key_rows == 0 : query_rows % n == 0,
+                      "MultiHead: batch must divide query.rows(), got ", n, " and ", query_rows);
+      detail::require(n == 0 || key_rows % n == 0, "MultiHead: batch must divide key.rows(), got ",
+                      n, " and ", key_rows);
+      for (Index b = 0; b < n; ++b) {
+        batch.segments.push_back(
+            {b * (query_rows / n), query_rows / n, b * (key_rows / n), key_rows / n});
+      }
+    }
+    for (const detail::Segment& s : batch.segments) {
+      batch.query_len = std::max(batch.query_len, s.query_len);
+      batch.kv_len = std::max(batch.kv_len, s.kv_len);
+    }
+    return batch;
+  }
+
+  /// The checks of a call; nothing has been computed when they throw.
+  template <class RuleSet>
+  Batch check(const View& query, const View& key, const View& value, const RuleSet& rules,
+              const Options& options) const {
+    const MultiHeadConfig& c = config_;
+    detail::require(query.cols == c.embed_dim, "MultiHead: query.cols() must equal embed_dim, got ",
+                    query.cols, " and ", c.embed_dim);
+    detail::require(key.cols == c.kdim, "MultiHead: key.cols() must equal kdim, got ", key.cols,
+                    " and ", c.kdim);
+    detail::require(value.cols == c.vdim, "MultiHead: value.cols() must equal vdim, got ",
+                    value.cols, " and ", c.vdim);
+    detail::require(value.rows == key.rows,
+                    "MultiHead: value.rows() must equal key.rows() (kv_len), got ", value.rows,
+                    " and ", key.rows);
+    check_parameters();
+    Batch batch = cut(query.rows, key.rows, options);
+    for (const detail::Segment& s : batch.segments) {
+      detail::require(options.past_len >= 0 && options.past_len <= s.kv_len,
+                      "MultiHead: past_len must lie between 0 and kv_len, got ", options.past_len,
+                      " and ", s.kv_len);
+    }
+    detail::require(c.rotary || (options.positions.empty() && options.kv_positions.empty()),
+                    "MultiHead: positions are for a layer with rotary");
+    detail::require(options.positions.size() <= 1 || options.positions.size() == query.rows,
+                    "MultiHead: positions must be one per row of query, got ",
+                    options.positions.size(), " and ", query.rows);
+    detail::require(options.kv_positions.size() <= 1 || options.kv_positions.size() == key.rows,
+                    "MultiHead: kv_positions must be one per row of key, got ",
+                    options.kv_positions.size(), " and ", key.rows);
+    detail::require(
+        !options.kv_positions.empty() || options.positions.empty() || query.rows == key.rows,
+        "MultiHead: kv_positions must be given beside positions, since key.rows() is "
+        "not query.rows(): ",
+        key.rows, " and ", query.rows);
+    rules.check({"MultiHead", static_cast<Index>(batch.segments.size()), c.num_heads,
+                 batch.query_len, batch.kv_len, batch.ragged});
+    return batch;
+  }
+
+  /// The parameters are public: they may have been replaced by some of another shape.
+  void check_parameters() const {
+    const MultiHeadConfig& c = config_;
+    const auto check_one = [](const char* name, const Linear& linear, Index inputs, Index outputs) {
+      detail::require(linear.weight.rows() == inputs && linear.weight.cols() == outputs,
+                      "MultiHead: ", name, ".weight must be ", inputs, " x ", outputs, ", got ",
+                      linear.weight.rows(), " x ", linear.weight.cols());
+      detail::require(linear.bias.size() == 0 || linear.bias.size() == outputs, "MultiHead: ", name,
+                      ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
+    };
+    check_one("q_proj", q_proj, c.embed_dim, c.num_heads * c.head_dim);
+    check_one("k_proj", k_proj, c.kdim, c.kv_heads * c.head_dim);
+    check_one("v_proj", v_proj, c.vdim, c.kv_heads * c.value_dim);
+    check_one("out_proj", out_proj, c.num_heads * c.value_dim, c.out_dim);
+    const Index k_size = c.add_bias_kv ? c.kv_heads * c.head_dim : 0;
+    const Index v_size = c.add_bias_kv ? c.kv_heads * c.value_dim : 0;
+    detail::require(bias_k.size() == k_size && bias_v.size() == v_size,
+                    "MultiHead: bias_k and bias_v must have ", k_size, " and ", v_size,
+                    " entries, got ", bias_k.size(), " and ", bias_v.size());
+  }
+
+  template <class RuleSet>
+  Result forward_views(const View& query, const View& key, const View& value, const RuleSet& rules,
+                       const Options& options) const {
+    const MultiHeadConfig& c = config_;
+    const Batch batch = check(query, key, value, rules, options);
+    const auto sequences = static_cast<Index>(batch.segments.size());
+    const Index extra_key = c.add_bias_kv ? 1 : 0;  // at the end of every sequence
+    Result result;
+    result.output.resize(query.rows, c.out_dim);
+    if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
+    if (options.need_weights) {
+      result.weights = Tensor<Acc>({sequences, c.num_heads, batch.query_len,
+                                    batch.kv_len + extra_key + (c.add_zero_attn ? 1 : 0)});
+    }
+    if (sequences == 0) return result;
+
+    // Project.
+    const Index key_rows = key.rows + extra_key * sequences;
+    Matrix<Acc> q(query.rows, c.num_heads * c.head_dim);
+    Matrix<Acc> k(key_rows, c.kv_heads * c.head_dim);
+    Matrix<Acc> v(key_rows, c.kv_heads * c.value_dim);
+    detail::project<Acc>(query, q_proj, matrix_view(q), options.executor);
+    std::vector<detail::Segment> segments = batch.segments;
+    project_keys(key, k_proj, bias_k, segments, k, options.executor);
+    project_keys(value, v_proj, bias_v, segments, v, options.executor);
+    if (extra_key == 1) {
+      for (std::size_t b = 0; b < segments.size(); ++b) {
+        segments[b].key_row += static_cast<Index>(b);
+        segments[b].kv_len += 1;
+      }
+    }
+    if (c.rotary) rotate(q, k, batch.segments, segments, options);
+
+    // Attend. The heads of q, k, v and of the concatenation are views of their columns.
+    Matrix<Acc> concat(query.rows, c.num_heads * c.value_dim);
+    Matrix<Acc> lse;
+    const bool lse_wanted = options.need_lse || (options.need_weights && c.add_zero_attn);
+    if (lse_wanted) lse.resize(query.rows, c.num_heads);
+    detail::BatchTask<Acc> call{split_heads(q, c.num_heads),
+                                split_heads(k, c.kv_heads),
+                                split_heads(v, c.kv_heads),
+                                split_heads(concat, c.num_heads),
+                                result.weights.view(),
+                                split_heads(lse, c.num_heads),
+                                options.past_len,
+                                std::move(segments)};
+    detail::attend(call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn),
+                   options.executor);
+    detail::project<Acc>(MatrixView<const Acc>(matrix_view(concat)), out_proj,
+                         matrix_view(result.output), options.executor);
+
+    if (options.need_weights && c.add_zero_attn) add_zero_column(batch, lse, result.weights);
+    if (options.need_weights && options.average_weights) {
+      result.weights = averaged(result.weights);
+    }
+    if (options.need_lse) result.lse = std::move(lse);
+    return result;
+  }
+
+  /// k_proj or v_proj of all rows; with add_bias_kv, the bias row follows each sequence.
+  static void project_keys(const View& x, const Linear& linear, const RowVector<Scalar>& bias_row,
+                           const std::vector<detail::Segment>& segments, Matrix<Acc>& result,
+                           const Executor& executor) {
+    if (bias_row.size() == 0) {
+      detail::project<Acc>(x, linear, matrix_view(result), executor);
+      return;
+    }
+    Index row = 0;
+    for (const detail::Segment& s : segments) {
+      detail::project<Acc>(x.middle_rows(s.key_row, s.kv_len), linear,
+                           matrix_view(result).middle_rows(row, s.kv_len), executor);
+      row += s.kv_len;
+      for (Index d = 0; d < bias_row.size(); ++d)
+        result(row, d) = detail::convert<Acc>(bias_row(d));
+      ++row;
+    }
+  }
+
+  /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k.
+  void rotate(Matrix<Acc>& q, Matrix<Acc>& k, const std::vector<detail::Segment>& given,
+              const std::vector<detail::Segment>& stored, const Options& options) const {
+    const IndexList& kv_positions =
+        options.kv_positions.empty() ? options.positions : options.kv_positions;
+    const auto part = [](const IndexList& all, Index row, Index count, Index first) {
+      std::vector<Index> positions(static_cast<std::size_t>(count));
+      for (Index i = 0; i < count; ++i) {
+        positions[static_cast<std::size_t>(i)] = all.size() > 1 ? all[row + i]
+                                                 : all.empty()  ? first + i
+                                                                : all[0] + i;
+      }
+      return IndexList(positions);
+    };
+    for (std::size_t b = 0; b < given.size(); ++b) {
+      const detail::Segment& s = given[b];
+      auto queries = q.middleRows(s.query_row, s.query_len);
+      auto keys = k.middleRows(stored[b].key_row, s.kv_len);
+      rotary_in_place(split_heads(queries, config_.num_heads), *config_.rotary,
+                      part(options.positions, s.query_row, s.query_len, options.past_len));
+      rotary_in_place(split_heads(keys, config_.kv_heads), *config_.rotary,
+                      part(kv_positions, s.key_row, s.kv_len, 0));
+    }
+  }
+
+  /// The weight of the key of zeros: exp(0 - lse).
+  static void add_zero_column(const Batch& batch, const Matrix<Acc>& lse, Tensor<Acc>& weights) {
+    using std::exp;
+    for (std::size_t n = 0; n < batch.segments.size(); ++n) {
+      const detail::Segment& s = batch.segments[n];
+      for (Index h = 0; h < weights.size(1); ++h) {
+        for (Index i = 0; i < s.query_len; ++i) {
+          weights(static_cast<Index>(n), h, i, weights.size(3) - 1) =
+              exp(Acc(-lse(s.query_row + i, h)));
+        }
+      }
+    }
+  }
+
+  static Tensor<Acc> averaged(const Tensor<Acc>& weights) {
+    Tensor<Acc> mean({weights.size(0), 1, weights.size(2), weights.size(3)});
+    for (Index b = 0; b < weights.size(0); ++b) {
+      for (Index h = 0; h < weights.size(1); ++h) mean.matrix(b, 0) += weights.matrix(b, h);
+      mean.matrix(b, 0) /= Acc(static_cast<double>(weights.size(1)));
+    }
+    return mean;
+  }
+
+  MultiHeadConfig config_;
+};
+
+}  // namespace mha

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+//
+// Rotary position embedding: turns pairs of channels of a query or key by an angle that grows with
+// the token's position, so that query . key depends on the distance of the two.
+//     angle(p, k) = p * base^(-2 k / dim)                       k = 0 .. dim/2 - 1, in double
+//     y1 = cos x1 - sin x2        y2 = sin x1 + cos x2
+// Two layouts of the pairs are in use, and weights trained with one are garbage under the other; so
+// there is no default:
+//     half         (x1, x2) = channels (k, k + dim/2)    GPT-NeoX, Llama in Hugging Face's layout,
+//     Qwen interleaved  (x1, x2) = channels (2k, 2k + 1)      the paper, GPT-J, Llama in Meta's
+//     layout
+// Channels from dim on pass through. Source: Su et al. 2021, arXiv:2104.09864, section 3.4.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "mha/mask.hpp"
+
+namespace mha {
+
+enum class RotaryPairs { half = 1, interleaved = 2 };
+
+/// How to rotate: `Rotary{.pairs = RotaryPairs::half}`.
+struct Rotary {
+  RotaryPairs pairs{};    ///< must be given
+  Index dim = 0;          ///< channels of each head that are rotated, the first ones; 0 = all
+  double base = 10000.0;  ///< longest wavelength / 2 pi, roughly
+};
+
+namespace detail {
+
+/// Turns the pairs of one head of one token by cos[k], sin[k]. `x` is one row.
+template <class Acc, class Scalar>
+void rotate(const MatrixView<Scalar>& x, const std::vector<Acc>& cos, const std::vector<Acc>& sin,
+            RotaryPairs pairs) {
+  const auto half = static_cast<Index>(cos.size());
+  for (Index k = 0; k < half; ++k) {
+    Scalar& first = x(0, pairs == RotaryPairs::half ? k : 2 * k);
+    Scalar& second = x(0, pairs == RotaryPairs::half ? k + half : 2 * k + 1);
+    const auto n = static_cast<std::size_t>(k);
+    const Acc x1 = convert<Acc>(first);
+    const Acc x2 = convert<Acc>(second);
+    first = convert<Scalar>(Acc(Acc(cos[n] * x1) - Acc(sin[n] * x2)));
+    second = convert<Scalar>(Acc(Acc(sin[n] * x1) + Acc(cos[n] * x2)));
+  }
+}
+
+inline Index check_rotary(const char* where, RotaryPairs pairs, Index dim, Index head_dim) {
+  require(pairs == RotaryPairs::half || pairs == RotaryPairs::interleaved, where,
+          ": pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default");
+  const Index rotated = dim == 0 ? head_dim : dim;
+  require(rotated >= 0 && rotated <= head_dim, where, ": dim must lie between 0 and head_dim, got ",
+          rotated, " and ", head_dim);
+  require(rotated % 2 == 0, where, ": dim must be even, got ", rotated);
+  return rotated;
+}
+
+/// The position of token i of sequence b: see rotary_in_place().
+inline Index token_position(const IndexList& positions, Index b, Index i, Index tokens) {
+  if (positions.empty()) return i;
+  if (positions.size() == 1) return positions[0] + i;
+  return positions[positions.size() == tokens ? i : b * tokens + i];
+}
+
+inline void check_positions(const char* where, const IndexList& positions, Index batch,
+                            Index tokens) {
+  require(positions.size() <= 1 || positions.size() == tokens || positions.size() == batch * tokens,
+          where, ": positions must be none, the first, one per token (", tokens,
+          "), or one per token of each sequence (", batch * tokens, "), got ", positions.size());
+}
+
+/// Calls fill(position, cos, sin) once per token and rotates the token's heads by the result.
+template <class Scalar, class Fill>
+void rotate_tokens(const TensorView<Scalar>& x, Index dim, RotaryPairs pairs,
+                   const IndexList& positions, const Fill& fill) {
+  using Acc = accumulator_t<Scalar>;
+  std::vector<Acc> cos(static_cast<std::size_t>(dim / 2));
+  std::vector<Acc> sin(cos.size());
+  for (Index b = 0; b < x.size(0); ++b) {
+    for (Index i = 0; i < x.size(2); ++i) {
+      fill(token_position(positions, b, i, x.size(2)), cos, sin);
+      for (Index h = 0; h < x.size(1); ++h) {
+        rotate(x.matrix(b, h).middle_rows(i, 1), cos, sin, pairs);
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Rotates every token of x, [batch, head, token, head_dim], where it lies.
+/// @param positions  none: 0, 1, 2, ...; one number: that of the first token, the others follow;
+/// else a list,
+///                   one per token, or one per token of each sequence
+/// @throws std::invalid_argument if `how` or the number of positions does not fit; nothing has
+/// changed then
+template <TensorLike T>
+void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) {
+  const auto view = tensor_view(x);
+  using Scalar = std::remove_pointer_t<decltype(view.data)>;
+  static_assert(!std::is_const_v<Scalar>, "mha::rotary_in_place: x must not be const");
+  using Acc = accumulator_t<Scalar>;
+  const Index dim = detail::check_rotary("rotary", how.pairs, how.dim, view.size(3));
+  detail::require(how.base > 0, "rotary: base must be positive");
+  detail::check_positions("rotary", positions, view.size(0), view.size(2));
+  std::vector<double> frequency;
+  for (Index k = 0; k < dim / 2; ++k) {
+    frequency.push_back(
+        std::pow(how.base, -2.0 * static_cast<double>(k) / static_cast<double>(dim)));
+  }
+  detail::rotate_tokens(view, dim, how.pairs, positions,
+                        [&](Index position, std::vector<Acc>& cos, std::vector<Acc>& sin) {
+                          for (std::size_t k = 0; k < cos.size(); ++k) {
+                            const double angle = static_cast<double>(position) * frequency[k];
+                            cos[k] = detail::convert<Acc>(std::cos(angle));
+                            sin[k] = detail::convert<Acc>(std::sin(angle));
+                          }
+                        });
+}
+
+/// The same with angles of your own, for scaled or learned frequencies: row p of `cos` and `sin`
+/// (positions x dim/2) belongs to position p.
+/// @throws std::invalid_argument if the tables differ in shape, are too wide, or a position has no
+/// row
+template <TensorLike T, EigenDense C>
+void rotary_in_place(T&& x, const C& cos_table, const C& sin_table, RotaryPairs pairs,
+                     const IndexList& positions = {}) {
+  const auto view = tensor_view(x);
+  using Scalar = std::remove_pointer_t<decltype(view.data)>;
+  static_assert(!std::is_const_v<Scalar>, "mha::rotary_in_place: x must not be const");
+  using Acc = accumulator_t<Scalar>;
+  detail::require(cos_table.rows() == sin_table.rows() && cos_table.cols() == sin_table.cols(),
+                  "rotary: cos and sin must have one shape, got ", cos_table.rows(), " x ",
+                  cos_table.cols(), " and ", sin_table.rows(), " x ", sin_table.cols());
+  const Index dim = 2 * cos_table.cols();
+  detail::check_rotary("rotary", pairs, dim, view.size(3));
+  detail::check_positions("rotary", positions, view.size(0), view.size(2));
+  for (Index b = 0; b < view.size(0); ++b) {
+    for (Index i = 0; i < view.size(2); ++i) {
+      const Index p = detail::token_position(positions, b, i, view.size(2));
+      detail::require(p >= 0 && p < cos_table.rows(),
+                      "rotary: every position must have a row in the tables, got ", p, " and ",
+                      cos_table.rows(), " rows");
+    }
+  }
+  detail::rotate_tokens(view, dim, pairs, positions,
+                        [&](Index position, std::vector<Acc>& cos, std::vector<Acc>& sin) {
+                          for (std::size_t k = 0; k < cos.size(); ++k) {
+                            const auto col = static_cast<Index>(k);
+                            cos[k] = detail::convert<Acc>(cos_table.coeff(position, col));
+                            sin[k] = detail::convert<Acc>(sin_table.coeff(position, col));
+                          }
+                        });
+}
+
+/// A rotated copy of x: one head of one sequence, a token per row.
+template <EigenDense M>
+[[nodiscard]] auto rotary(const M& x, const Rotary& how, const IndexList& positions = {}) {
+  Matrix<typename M::Scalar> y = x;
+  rotary_in_place(y, how, positions);
+  return y;
+}
+
+}  // namespace mha

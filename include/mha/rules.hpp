@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT
+//
+// Masks and score modifiers are "rules": small values, combined with `&`, passed down by reference
+// and inlined at the bottom. This file says what a rule is and how several become one; the rules
+// themselves are in mask.hpp (who may attend to whom) and score.hpp (what happens to a score).
+//
+// A rule derives from mha::Rule and has any of these members. b, h, i, j are sequence, query head,
+// query row and key row; Extent is the size of the sequence at hand:
+//   KeyRange keys(extent, b, h, i)                      no key outside of [begin, end) is allowed
+//   bool     allowed(extent, b, h, i, j)                may i attend to j? asked inside the range
+//   only Scalar   score(score, extent, b, h, i, j)           the modified score; -inf means: not
+//   allowed Index    offset(extent, b)                          query row 0 stands at this key
+//   position void     place(extent&, b, h)                       notes in the extent what one head
+//   needs void     check(extents)                             throws if its data do not fit the
+//   call
+// Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
+// out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "mha/types.hpp"
+
+namespace mha {
+
+/// The size of one sequence, and where its queries stand among its keys.
+struct Extent {
+  Index num_heads = 1;
+  Index query_len = 0;
+  Index kv_len = 0;
+  Index past_len = 0;  ///< leading keys that come from a cache
+  // Filled in by Rules::placed:
+  Index offset = 0;        ///< query row i stands at key position i + offset
+  double alibi_slope = 0;  ///< of the head at hand, by the paper's rule
+};
+
+/// The size of a whole call, for check().
+struct CallExtent {
+  const char* where = "";  ///< the public function, for messages
+  Index batch = 1;
+  Index num_heads = 1;
+  Index query_len = 0;  ///< the longest
+  Index kv_len = 0;     ///< the longest
+  bool ragged = false;  ///< lengths differ: per-row data must suffice for the longest
+};
+
+/// Keys begin, begin + 1, ..., end - 1.
+struct KeyRange {
+  Index begin = 0;
+  Index end = 0;
+};
+
+inline KeyRange intersect(const KeyRange& a, const KeyRange& b) {
+  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+}
+
+/// What every mask and score modifier derives from.
+struct Rule {};
+
+template <class T>
+concept IsRule = std::is_base_of_v<Rule, std::remove_cvref_t<T>>;
+
+namespace detail {
+
+template <class R>
+concept HasKeys = requires(const R& r, const Extent& e) {
+  r.keys(e, Index{}, Index{}, Index{});
+};
+template <class R>
+concept HasAllowed = requires(const R& r, const Extent& e) {
+  r.allowed(e, Index{}, Index{}, Index{}, Index{});
+};
+/// Rules with a score() say so by a member, since score() may be a template over a user's lambda.
+template <class R>
+concept HasScore = requires {
+  requires R::kModifiesScore;
+};
+/// Those of them that may return -inf, which masks.
+template <class R>
+concept HasMaskingScore = HasScore<R> && requires {
+  requires R::kScoreMayMask;
+};
+template <class R>
+concept HasOffset = requires(const R& r, const Extent& e) {
+  r.offset(e, Index{});
+};
+template <class R>
+concept HasPlace = requires(const R& r, Extent& e) {
+  r.place(e, Index{}, Index{});
+};
+template <class R>
+concept HasCheck = requires(const R& r, const CallExtent& e) {
+  r.check(e);
+};
+template <class R>
+concept HasScale = requires(const R& r) {
+  r.scale_value;
+};
+template <class R>
+concept HasSoftcap = requires(const R& r) {
+  r.softcap_value;
+};
+template <class R>
+concept HasSink = requires(const R& r) {
+  r.template sink<double>(Index{});
+};
+
+}  // namespace detail
+
+/// Several rules as one: every one must allow; score modifiers apply in the order written.
+/// Made by `a & b`; `Rules<>` allows everything.
+template <class... Parts>
+class Rules : public Rule {
+ public:
+  static constexpr bool kHasAllowed = (detail::HasAllowed<Parts> || ...);
+  static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
+  static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);
+  static constexpr bool kHasSoftcap = (detail::HasSoftcap<Parts> || ...);
+  static constexpr bool kHasSink = (detail::HasSink<Parts> || ...);
+  /// Nothing but key ranges decides who may attend.
+  static constexpr bool only_ranges() { return !kHasAllowed && !kScoreMayMask; }
+
+  static_assert((int{detail::HasScale<Parts>} + ... + 0) <= 1,
+                "mha: at most one scale() may be combined into a rule");
+  static_assert((int{detail::HasSoftcap<Parts>} + ... + 0) <= 1,
+                "mha: at most one softcap() may be combined into a rule");
+  static_assert((int{detail::HasSink<Parts>} + ... + 0) <= 1,
+                "mha: at most one sinks() may be combined into a rule");
+
+  Rules() = default;
+  explicit Rules(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
+
+  const std::tuple<Parts...>& parts() const noexcept { return parts_; }
+
+  void check(const CallExtent& call) const {
+    each([&](const auto& part) {
+      if constexpr (detail::HasCheck<std::remove_cvref_t<decltype(part)>>) part.check(call);
+    });
+  }
+
+  /// The extent for head h of sequence b, its queries placed among the keys: by the first rule that
+  /// aligns them (causal in one of its forms), else after the cached keys.
+  Extent placed(Extent extent, Index b, Index h) const {
+    extent.offset = extent.past_len;
+    bool found = false;
+    each([&](const auto& part) {
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (detail::HasOffset<Part>) {
+        if (!found) extent.offset = part.offset(extent, b);
+        found = true;
+      }
+      if constexpr (detail::HasPlace<Part>) part.place(extent, b, h);
+    });
+    return extent;
+  }
+
+  /// The keys that row i may attend to lie in this range, which lies in [0, kv_len).
+  KeyRange keys(const Extent& extent, Index b, Index h, Index i) const {
+    KeyRange range{0, extent.kv_len};
+    each([&](const auto& part) {
+      if constexpr (detail::HasKeys<std::remove_cvref_t<decltype(part)>>) {
+        range = intersect(range, part.keys(extent, b, h, i));
+      }
+    });
+    if (range.begin >= range.end) return {0, 0};
+    return range;
+  }
+
+  bool allowed(const Extent& extent, Index b, Index h, Index i, Index j) const {
+    bool all = true;
+    each([&](const auto& part) {
+      if constexpr (detail::HasAllowed<std::remove_cvref_t<decltype(part)>>) {
+        all = all && part.allowed(extent, b, h, i, j);
+      }
+    });
+    return all;
+  }
+
+  template <class Scalar>
+  Scalar score(Scalar s, const Extent& extent, Index b, Index h, Index i, Index j) const {
+    each([&](const auto& part) {
+      if constexpr (detail::HasScore<std::remove_cvref_t<decltype(part)>>) {
+        s = part.score(s, extent, b, h, i, j);
+      }
+    });
+    return s;
+  }
+
+  /// The factor of query * key^T: scale() if given, else 1 / sqrt(head_dim).
+  template <class Scalar>
+  Scalar scale(Index head_dim) const {
+    using std::sqrt;
+    // Without channels every score is an empty sum: any factor will do but infinity.
+    const auto channels = static_cast<double>(std::max<Index>(head_dim, 1));
+    Scalar factor;
+    if constexpr (std::is_same_v<Scalar, float>) {
+      factor = static_cast<float>(1 / sqrt(channels));  // rounded once
+    } else {
+      factor = Scalar(1) / sqrt(Scalar(channels));
+    }
+    each([&](const auto& part) {
+      if constexpr (detail::HasScale<std::remove_cvref_t<decltype(part)>>) {
+        factor = detail::convert<Scalar>(part.scale_value);
+      }
+    });
+    return factor;
+  }
+
+  /// The cap of the scores, 0 = none.
+  template <class Scalar>
+  Scalar softcap() const {
+    Scalar cap(0);
+    each([&](const auto& part) {
+      if constexpr (detail::HasSoftcap<std::remove_cvref_t<decltype(part)>>) {
+        cap = detail::convert<Scalar>(part.softcap_value);
+      }
+    });
+    return cap;
+  }
+
+  /// The logit of head h that joins the denominator alone; nothing if there is none.
+  template <class Scalar>
+  std::optional<Scalar> sink(Index h) const {
+    std::optional<Scalar> logit;
+    each([&](const auto& part) {
+      if constexpr (detail::HasSink<std::remove_cvref_t<decltype(part)>>) {
+        logit = part.template sink<Scalar>(h);
+      }
+    });
+    return logit;
+  }
+
+ private:
+  template <class F>
+  void each(F&& f) const {
+    std::apply([&](const auto&... part) { (f(part), ...); }, parts_);
+  }
+
+  std::tuple<Parts...> parts_;
+};
+
+/// Allows everything and changes no score.
+using All = Rules<>;
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_rules = false;
+template <class... Parts>
+inline constexpr bool is_rules<Rules<Parts...>> = true;
+
+/// Any rule as Rules<...>; one that is already is passed through by reference.
+template <class R>
+decltype(auto) as_rules(R&& rule) {
+  using Plain = std::remove_cvref_t<R>;
+  if constexpr (is_rules<Plain>) {
+    return std::forward<R>(rule);
+  } else {
+    return Rules<Plain>(std::tuple<Plain>(std::forward<R>(rule)));
+  }
+}
+
+template <class R>
+auto parts_of(R&& rule) {
+  using Plain = std::remove_cvref_t<R>;
+  if constexpr (is_rules<Plain>) {
+    return rule.parts();
+  } else {
+    return std::tuple<Plain>(std::forward<R>(rule));
+  }
+}
+
+}  // namespace detail
+
+/// Both rules at once: a key must be allowed by each, scores are modified by a, then by b.
+template <IsRule A, IsRule B>
+[[nodiscard]] auto operator&(A&& a, B&& b) {
+  auto parts =
+      std::tuple_cat(detail::parts_of(std::forward<A>(a)), detail::parts_of(std::forward<B>(b)));
+  return [&]<class... Parts>(std::tuple<Parts...>& all) {
+    return Rules<Parts...>(std::move(all));
+  }(parts);
+}
+
+}  // namespace mha

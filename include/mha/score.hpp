@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+//
+// Score modifiers: rules that change scores before the softmax. They combine with each other and
+// with masks by `&`. The order is fixed for the first two, written for the rest:
+//     s = scale * (q . k)                scale(factor), else 1 / sqrt(head_dim)
+//     s = cap * tanh(s / cap)            softcap(cap)
+//     s = s + bias, s - slope * |...|    bias(m), alibi(), score_mod(f), in the order written
+//     masks, then the softmax            and sinks(logits) in its denominator
+// (ONNX since its 2026 erratum, FlashAttention, Gemma 2.)
+#pragma once
+
+#include <cmath>
+
+#include "mha/floating.hpp"
+#include "mha/mask.hpp"
+
+namespace mha {
+
+template <class T>
+struct Scale : Rule {
+  T scale_value;
+};
+
+/// Multiplies query * key^T in place of 1 / sqrt(head_dim). 0 and negative factors are fine.
+template <class T>
+[[nodiscard]] Scale<T> scale(T factor) {
+  return {{}, std::move(factor)};
+}
+
+template <class T>
+struct Softcap : Rule {
+  T softcap_value;
+};
+
+/// Soft cap of the scores: cap * tanh(score / cap), before biases and masks; 0 = none.
+/// @throws std::invalid_argument if cap is negative
+template <class T>
+[[nodiscard]] Softcap<T> softcap(T cap) {
+  detail::require(!(cap < T(0)), "softcap: the cap must not be negative");
+  return {{}, std::move(cap)};
+}
+
+/// bias(m).
+template <class T>
+class Bias : public Rule {
+ public:
+  static constexpr bool kModifiesScore = true;
+
+  explicit Bias(detail::Grid<T> grid) : grid_(std::move(grid)) {}
+  void check(const CallExtent& call) const { grid_.check(call, "bias(m)"); }
+  bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
+    return !detail::is_minus_infinity(grid_(b, h, i, j));
+  }
+  template <class Scalar>
+  Scalar score(const Scalar& s, const Extent& /*extent*/, Index b, Index h, Index i,
+               Index j) const {
+    return s + detail::convert<Scalar>(grid_(b, h, i, j));
+  }
+
+ private:
+  detail::Grid<T> grid_;
+};
+
+/// Adds m to the scores; an entry of -inf masks (a large negative number such as -1e9 does not).
+/// @param m  query_len x kv_len Eigen matrix or expression of floating-point numbers; a vector of
+/// kv_len, the
+///           same for every query; or a TensorView [batch, head, query, key], where an axis of size
+///           1 serves all. A named matrix or tensor is referred to and must outlive the rule; an
+///           expression or a temporary matrix is kept.
+template <class M>
+[[nodiscard]] auto bias(M&& m) {
+  using T = detail::grid_scalar_t<M>;
+  static_assert(
+      !std::is_integral_v<T>,
+      "mha::bias: numbers to be added must be floating-point; a boolean mask goes through "
+      "keep() or ignore()");
+  return Bias<T>(detail::make_grid(std::forward<M>(m)));
+}
+
+/// The slope of head h of num_heads by the rule of ALiBi: with n the largest power of two <=
+/// num_heads, the first n heads have 2^(-8 (h + 1) / n), the rest every other slope of 2n heads.
+/// Source: Press, Smith, Lewis 2022, arXiv:2108.12409, section 3 and the authors' code.
+inline double alibi_slope(Index h, Index num_heads) {
+  Index n = 1;
+  while (2 * n <= num_heads) n *= 2;
+  const Index eighths = h < n ? 2 * (h + 1) : 2 * (h - n) + 1;  // of 4 / n
+  return std::exp2(-4.0 * static_cast<double>(eighths) / static_cast<double>(n));
+}
+
+/// The slopes of all heads, see alibi_slope().
+template <class Scalar = float>
+[[nodiscard]] Vector<Scalar> alibi_slopes(Index num_heads) {
+  detail::require(num_heads >= 0, "alibi_slopes: num_heads must not be negative, got ", num_heads);
+  Vector<Scalar> slopes(num_heads);
+  for (Index h = 0; h < num_heads; ++h)
+    slopes(h) = detail::convert<Scalar>(alibi_slope(h, num_heads));
+  return slopes;
+}
+
+/// alibi(), alibi(slope), alibi(slopes).
+template <class T>
+class Alibi : public Rule {
+ public:
+  static constexpr bool kModifiesScore = true;
+
+  /// No slopes: those of alibi_slope() for the head count of the call.
+  explicit Alibi(Vector<T> slopes) : slopes_(std::move(slopes)) {}
+
+  void check(const CallExtent& call) const {
+    detail::require(slopes_.size() <= 1 || slopes_.size() == call.num_heads, call.where,
+                    ": alibi must have one slope, or one per query head, got ", slopes_.size(),
+                    " for num_heads ", call.num_heads);
+  }
+  void place(Extent& extent, Index /*b*/, Index h) const {
+    if (slopes_.size() == 0) extent.alibi_slope = alibi_slope(h, extent.num_heads);
+  }
+  template <class Scalar>
+  Scalar score(const Scalar& s, const Extent& extent, Index /*b*/, Index h, Index i,
+               Index j) const {
+    const Index ahead = i + extent.kv_len - extent.query_len - j;
+    const auto distance = detail::convert<Scalar>(static_cast<double>(ahead < 0 ? -ahead : ahead));
+    if (slopes_.size() == 0)
+      return s - Scalar(detail::convert<Scalar>(extent.alibi_slope) * distance);
+    return s - Scalar(detail::convert<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h)) * distance);
+  }
+
+ private:
+  Vector<T> slopes_;
+};
+
+/// Attention with linear biases: subtracts slope_h * |i + kv_len - query_len - j|, the distance
+/// when the last query stands at the last key. Slopes by alibi_slope() for the head count of the
+/// call.
+[[nodiscard]] inline auto alibi() { return Alibi<double>(Vector<double>(0)); }
+
+/// The same with your slopes: one number for every head, or an Eigen vector with one per query
+/// head.
+template <class T>
+[[nodiscard]] auto alibi(const T& slopes) {
+  if constexpr (EigenDense<T>) {
+    static_assert(T::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
+    detail::require(slopes.size() >= 1, "alibi: there must be at least one slope, got ",
+                    slopes.size());
+    using Scalar = typename T::Scalar;
+    Vector<Scalar> all(slopes.size());
+    for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
+    return Alibi<Scalar>(std::move(all));
+  } else {
+    return Alibi<T>(Vector<T>::Constant(1, slopes));
+  }
+}
+
+/// score_mod(f).
+template <class F>
+class ScoreFunction : public Rule {
+ public:
+  static constexpr bool kModifiesScore = true;
+  static constexpr bool kScoreMayMask = true;
+
+  explicit ScoreFunction(F f) : f_(std::move(f)) {}
+  template <class Scalar>
+  Scalar score(const Scalar& s, const Extent& /*extent*/, Index b, Index h, Index i,
+               Index j) const {
+    static_assert(std::is_invocable_v<const F&, Scalar, Index, Index, Index, Index>,
+                  "mha::score_mod: the function must take (score, b, h, i, j)");
+    return static_cast<Scalar>(f_(s, b, h, i, j));
+  }
+
+ private:
+  F f_;
+};
+
+/// f(score, b, h, i, j): the new score of query row i and key row j in head h of sequence b, given
+/// the scaled (and capped) one in the accumulator type. A result of -inf masks the key. Called for
+/// every allowed pair, in any order, perhaps more than once, from several threads if an executor is
+/// given.
+template <class F>
+[[nodiscard]] auto score_mod(F f) {
+  return ScoreFunction<F>(std::move(f));
+}
+
+/// sinks(logits).
+template <class T>
+class Sinks : public Rule {
+ public:
+  explicit Sinks(Vector<T> logits) : logits_(std::move(logits)) {}
+  void check(const CallExtent& call) const {
+    detail::require(logits_.size() == 1 || logits_.size() == call.num_heads, call.where,
+                    ": sinks must have one logit, or one per query head, got ", logits_.size(),
+                    " for num_heads ", call.num_heads);
+  }
+  template <class Scalar>
+  Scalar sink(Index h) const {
+    return detail::convert<Scalar>(logits_(logits_.size() == 1 ? 0 : h));
+  }
+
+ private:
+  Vector<T> logits_;
+};
+
+/// A logit per head that joins the softmax's denominator and has no value: weights sum to less than
+/// 1, lse counts it, and a row with no allowed key still gives 0. One number, or an Eigen vector
+/// with one per head. Neither scaled nor capped. Source: Xiao et al. 2023, arXiv:2309.17453, as
+/// learned logits (gpt-oss).
+template <class T>
+[[nodiscard]] auto sinks(const T& logits) {
+  if constexpr (EigenDense<T>) {
+    static_assert(T::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
+    using Scalar = typename T::Scalar;
+    Vector<Scalar> all(logits.size());
+    for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
+    return Sinks<Scalar>(std::move(all));
+  } else {
+    return Sinks<T>(Vector<T>::Constant(1, logits));
+  }
+}
+
+}  // namespace mha
