@@ -49,7 +49,7 @@ struct AttentionOutputs {
 
 namespace detail {
 
-/// Where one sequence of a ragged batch lies among the rows.
+/// Where one sequence lies among the rows.
 struct Segment {
   Index query_row = 0;
   Index query_len = 0;

@@ -16,9 +16,9 @@
 //     scores.hpp       attention_scores: what the softmax sees
 //     softmax.hpp      the running softmax, merge
 //     rotary.hpp       rotary position embedding
-//     multi_head.hpp   MultiHead, the layer with its projections
+//     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
 //     executor.hpp     Executor, ThreadPool
-//     tiled.hpp, product.hpp, projection.hpp, extra_keys.hpp, floating.hpp, initialise.hpp: inside
+//     inside: tiled, product, projection, sequences, extra_keys, initialise, floating, error
 #pragma once
 
 #include "mha/attention.hpp"

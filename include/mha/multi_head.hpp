@@ -11,41 +11,11 @@
 #include "mha/attention.hpp"
 #include "mha/extra_keys.hpp"
 #include "mha/initialise.hpp"
+#include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
-#include "mha/rotary.hpp"
+#include "mha/sequences.hpp"
 
 namespace mha {
-
-/// The sizes and options of a layer. 0 means the default named beside it.
-struct MultiHeadConfig {
-  Index embed_dim = 0;             ///< columns of query; must be given unless fixed at compile time
-  Index num_heads = 0;             ///< query heads; the class's Heads unless that is Eigen::Dynamic
-  Index kv_heads = 0;              ///< num_heads; fewer: grouped-query, 1: multi-query attention
-  Index head_dim = 0;              ///< embed_dim / num_heads
-  Index value_dim = 0;             ///< head_dim
-  Index kdim = 0;                  ///< columns of key; embed_dim
-  Index vdim = 0;                  ///< columns of value; embed_dim
-  Index out_dim = 0;               ///< columns of the output; embed_dim
-  bool bias = true;                ///< projections add a bias
-  bool add_bias_kv = false;        ///< one learned key and value at the end of every sequence
-  bool add_zero_attn = false;      ///< a key and value of zeros at the end: a sink with logit 0
-  std::optional<Rotary> rotary{};  ///< rotate projected queries and keys
-  std::uint64_t seed = 0;          ///< of the initial parameters
-};
-
-/// What a call of the layer may be told besides its rule.
-struct MultiHeadOptions {
-  Index batch = 1;                 ///< sequences of equal length, one after the other in the rows
-  std::vector<Index> sequences{};  ///< or: the lengths of sequences that differ (a ragged batch)
-  std::vector<Index> kv_sequences{};  ///< likewise of key and value; `sequences` if not given
-  IndexList positions{};     ///< for rotary: one per row of query; default 0, 1, ... after past_len
-  IndexList kv_positions{};  ///< one per row of key; default `positions`, or 0, 1, ...
-  Index past_len = 0;        ///< leading keys of each sequence that precede query row 0
-  bool need_weights = false;     ///< return the weights of every head; changes no other number
-  bool average_weights = false;  ///< average them over the heads
-  bool need_lse = false;         ///< return the log of each row's softmax denominator
-  Executor executor{};           ///< who computes; the calling thread if not given
-};
 
 /// What MultiHead::forward returns.
 template <class Scalar>
@@ -109,7 +79,8 @@ class MultiHead {
   /// uniform
   /// +-1/sqrt(inputs) output weights; biases 0; bias_k and bias_v Xavier-normal.
   /// @throws std::invalid_argument if the sizes contradict each other
-  explicit MultiHead(const MultiHeadConfig& config) : config_(resolved(config)) {
+  explicit MultiHead(const MultiHeadConfig& config)
+      : config_(detail::resolve(config, Heads, HeadDim)) {
     const MultiHeadConfig& c = config_;
     q_proj.resize(c.embed_dim, c.num_heads * c.head_dim, c.bias);
     k_proj.resize(c.kdim, c.kv_heads * c.head_dim, c.bias);
@@ -218,60 +189,7 @@ class MultiHead {
 
  private:
   using View = MatrixView<const Scalar>;
-
-  static MultiHeadConfig resolved(MultiHeadConfig c) {
-    const auto check_size = [](const char* name, Index size) {
-      detail::require(size >= 0, "MultiHead: ", name, " must be at least 1, got ", size);
-    };
-    check_size("embed_dim", c.embed_dim);
-    check_size("num_heads", c.num_heads);
-    check_size("kv_heads", c.kv_heads);
-    check_size("head_dim", c.head_dim);
-    check_size("value_dim", c.value_dim);
-    check_size("kdim", c.kdim);
-    check_size("vdim", c.vdim);
-    check_size("out_dim", c.out_dim);
-    if constexpr (Heads != Eigen::Dynamic) {
-      detail::require(c.num_heads == 0 || c.num_heads == Heads,
-                      "MultiHead: num_heads must equal the class's Heads, got ", c.num_heads,
-                      " and ", Heads);
-      c.num_heads = Heads;
-    }
-    detail::require(c.num_heads > 0, "MultiHead: num_heads must be at least 1, got ", c.num_heads);
-    if constexpr (kFixed) {
-      constexpr Index width = Index{Heads} * HeadDim;
-      const bool as_fixed =
-          (c.embed_dim == 0 || c.embed_dim == width) && (c.kv_heads == 0 || c.kv_heads == Heads) &&
-          (c.head_dim == 0 || c.head_dim == HeadDim) &&
-          (c.value_dim == 0 || c.value_dim == HeadDim) && (c.kdim == 0 || c.kdim == width) &&
-          (c.vdim == 0 || c.vdim == width) && (c.out_dim == 0 || c.out_dim == width);
-      detail::require(as_fixed,
-                      "MultiHead: with HeadDim fixed at compile time every width must be Heads * "
-                      "HeadDim, got another than ",
-                      width);
-      c.embed_dim = width;
-    }
-    detail::require(c.embed_dim > 0, "MultiHead: embed_dim must be at least 1, got ", c.embed_dim);
-    if (c.kv_heads == 0) c.kv_heads = c.num_heads;
-    detail::require(c.num_heads % c.kv_heads == 0,
-                    "MultiHead: kv_heads must divide num_heads, got ", c.kv_heads, " and ",
-                    c.num_heads);
-    if (c.head_dim == 0) {
-      detail::require(c.embed_dim % c.num_heads == 0,
-                      "MultiHead: num_heads must divide embed_dim unless head_dim is given, got ",
-                      c.num_heads, " and ", c.embed_dim);
-      c.head_dim = c.embed_dim / c.num_heads;
-    }
-    if (c.value_dim == 0) c.value_dim = c.head_dim;
-    if (c.kdim == 0) c.kdim = c.embed_dim;
-    if (c.vdim == 0) c.vdim = c.embed_dim;
-    if (c.out_dim == 0) c.out_dim = c.embed_dim;
-    if (c.rotary) {
-      c.rotary->dim =
-          detail::check_rotary("MultiHead: rotary", c.rotary->pairs, c.rotary->dim, c.head_dim);
-    }
-    return c;
-  }
+  using Batch = detail::SequenceBatch;
 
   void initialise() {
     const MultiHeadConfig& c = config_;
@@ -295,67 +213,6 @@ class MultiHead {
     detail::fill_normal(bias_v, 1 / std::sqrt(static_cast<double>(bias_v.size())), random);
   }
 
-  /// How the rows of a call form sequences.
-  struct Batch {
-    std::vector<detail::Segment> segments;  ///< one per sequence, without keys the layer appends
-    Index query_len = 0;                    ///< the longest
-    Index kv_len = 0;                       ///< the longest
-    bool ragged = false;
-  };
-
-  static Batch cut(Index query_rows, Index key_rows, const Options& options) {
-    Batch batch;
-    batch.ragged = !options.sequences.empty() || !options.kv_sequences.empty();
-    if (batch.ragged) {
-      const std::vector<Index>& q = options.sequences;
-      const std::vector<Index>& k = options.kv_sequences.empty() ? q : options.kv_sequences;
-      detail::require(!q.empty(), "MultiHead: kv_sequences must come with sequences");
-      detail::require(q.size() == k.size(),
-                      "MultiHead: sequences and kv_sequences must be as many, got ", q.size(),
-                      " and ", k.size());
-      detail::require(options.batch == 1 || options.batch == static_cast<Index>(q.size()),
-                      "MultiHead: batch must be left out beside sequences, or equal their number, "
-                      "got ",
-                      options.batch, " and ", q.size());
-      detail::Segment next;
-      for (std::size_t b = 0; b < q.size(); ++b) {
-        detail::require(q[b] >= 0 && k[b] >= 0,
-                        "MultiHead: lengths of sequences must not be negative, got ", q[b], " and ",
-                        k[b]);
-        detail::require(q[b] <= query_rows && k[b] <= key_rows,
-                        "MultiHead: sequences must not be longer than the input, got ", q[b],
-                        " query rows and ", k[b], " key rows");
-        next.query_len = q[b];
-        next.kv_len = k[b];
-        batch.segments.push_back(next);
-        next.query_row += q[b];
-        next.key_row += k[b];
-      }
-      detail::require(next.query_row == query_rows,
-                      "MultiHead: sequences must add up to query.rows(), got ", next.query_row,
-                      " and ", query_rows);
-      detail::require(next.key_row == key_rows,
-                      "MultiHead: kv_sequences must add up to key.rows(), got ", next.key_row,
-                      " and ", key_rows);
-    } else {
-      const Index n = options.batch;
-      detail::require(n >= 0, "MultiHead: batch must not be negative, got ", n);
-      detail::require(n == 0 ? query_rows == 0 && key_rows == 0 : query_rows % n == 0,
-                      "MultiHead: batch must divide query.rows(), got ", n, " and ", query_rows);
-      detail::require(n == 0 || key_rows % n == 0, "MultiHead: batch must divide key.rows(), got ",
-                      n, " and ", key_rows);
-      for (Index b = 0; b < n; ++b) {
-        batch.segments.push_back(
-            {b * (query_rows / n), query_rows / n, b * (key_rows / n), key_rows / n});
-      }
-    }
-    for (const detail::Segment& s : batch.segments) {
-      batch.query_len = std::max(batch.query_len, s.query_len);
-      batch.kv_len = std::max(batch.kv_len, s.kv_len);
-    }
-    return batch;
-  }
-
   /// The checks of a call; nothing has been computed when they throw.
   template <class RuleSet>
   Batch check(const View& query, const View& key, const View& value, const RuleSet& rules,
@@ -371,7 +228,7 @@ class MultiHead {
                     "MultiHead: value.rows() must equal key.rows() (kv_len), got ", value.rows,
                     " and ", key.rows);
     check_parameters();
-    Batch batch = cut(query.rows, key.rows, options);
+    Batch batch = detail::cut_sequences(query.rows, key.rows, options);
     for (const detail::Segment& s : batch.segments) {
       detail::require(options.past_len >= 0 && options.past_len <= s.kv_len,
                       "MultiHead: past_len must lie between 0 and kv_len, got ", options.past_len,
