@@ -10,11 +10,16 @@
 // arithmetic, so that the bits are the same whoever runs it.
 #pragma once
 
+#if __has_include(<Eigen/ThreadPool>)
+#include <Eigen/ThreadPool>  // Eigen 5
+#else
+#include <unsupported/Eigen/CXX11/ThreadPool>
+#endif
+#include <algorithm>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
-#include <thread>
-#include <vector>
 
 #include "mha/types.hpp"
 
@@ -63,111 +68,98 @@ class Executor {
   void (*run_)(void*, Index, const TaskFunction&) = nullptr;
 };
 
-/// A fixed set of threads that wait for work. One call at a time uses them; a second one waits. The
-/// calling thread works too, so `ThreadPool(n)` starts n - 1 threads.
+/// A fixed set of threads (Eigen's pool) that wait for work; the calling thread works too, so that
+/// `ThreadPool(n)` starts n - 1. Several calls may use one pool at once, also from inside its own
+/// tasks.
 class ThreadPool {
  public:
   /// @throws std::invalid_argument if num_threads < 1
-  explicit ThreadPool(Index num_threads) {
-    detail::require(num_threads >= 1, "ThreadPool: num_threads must be at least 1, got ",
-                    num_threads);
-    threads_.reserve(static_cast<std::size_t>(num_threads - 1));
-    for (Index t = 1; t < num_threads; ++t) threads_.emplace_back([this] { wait_for_work(); });
-  }
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
-  ~ThreadPool() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    work_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  explicit ThreadPool(Index num_threads)
+      : num_threads_(checked(num_threads)), pool_(static_cast<int>(num_threads - 1)) {}
 
-  Index num_threads() const noexcept { return static_cast<Index>(threads_.size()) + 1; }
+  Index num_threads() const noexcept { return num_threads_; }
 
-  /// f(0), ..., f(count - 1), all done on return. What the first failing call throws is thrown
-  /// here. Must not be called from inside f.
+  /// f(0), ..., f(count - 1), all done on return. If some throw, one of their exceptions is thrown
+  /// here when the others are done; tasks not begun by then are left out.
   template <class F>
   void parallel_for(Index count, const F& f) {
-    const std::lock_guard one_call(call_mutex_);
-    const TaskFunction function(f);
-    std::unique_lock lock(mutex_);
-    function_ = &function;
-    count_ = count;
-    next_ = 0;
-    running_ = 0;
-    work_.notify_all();
-    work(lock);
-    done_.wait(lock, [this] { return running_ == 0 && next_ >= count_; });
-    function_ = nullptr;
-    count_ = 0;
-    if (const std::exception_ptr error = std::exchange(error_, nullptr)) {
-      lock.unlock();
-      rethrow(error);
-    }
+    const auto job = std::make_shared<Job>(TaskFunction(f), count);
+    const Index helpers = std::min(num_threads_, count) - 1;
+    for (Index t = 0; t < helpers; ++t) pool_.Schedule([job] { job->work(); });
+    job->work();
+    job->wait();
   }
 
  private:
-  void wait_for_work() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      work_.wait(lock, [this] { return stopping_ || next_ < count_; });
-      if (stopping_) return;
-      work(lock);
-    }
-  }
+  /// One parallel_for. Its tasks are taken one by one; helpers that come late find none left, which
+  /// is why nobody waits for helpers, only for tasks that were taken.
+  class Job {
+   public:
+    Job(const TaskFunction& f, Index count) : f_(f), count_(count) {}
 
-  /// Takes tasks, one after the other, until none is left. Holds the lock between them.
-  void work(std::unique_lock<std::mutex>& lock) {
-    while (next_ < count_) {
-      const Index k = next_++;
-      const TaskFunction& f = *function_;
-      ++running_;
-      lock.unlock();
-      std::exception_ptr error = run(f, k);
-      lock.lock();
-      --running_;
-      if (error && !error_) {
-        error_ = error;
-        next_ = count_;
+    void work() {
+      std::unique_lock lock(mutex_);
+      while (next_ < count_) {
+        const Index k = next_++;
+        ++running_;
+        lock.unlock();
+        std::exception_ptr error = run(k);
+        lock.lock();
+        --running_;
+        if (error) {
+          error_ = error;
+          next_ = count_;
+        }
       }
+      if (running_ == 0) done_.notify_all();
     }
-    if (running_ == 0) done_.notify_one();
-  }
 
-#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
-  static std::exception_ptr run(const TaskFunction& f, Index k) {
-    try {
-      f(k);
-    } catch (...) {
-      return std::current_exception();
+    void wait() {
+      std::unique_lock lock(mutex_);
+      done_.wait(lock, [this] { return running_ == 0; });
+      if (error_) rethrow(error_);
     }
-    return nullptr;
-  }
-  [[noreturn]] static void rethrow(const std::exception_ptr& error) {
-    std::rethrow_exception(error);
-  }
+
+   private:
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
+    std::exception_ptr run(Index k) {
+      try {
+        f_(k);
+      } catch (...) {
+        return std::current_exception();
+      }
+      return nullptr;
+    }
+    [[noreturn]] static void rethrow(const std::exception_ptr& error) {
+      std::rethrow_exception(error);
+    }
 #else
-  static std::exception_ptr run(const TaskFunction& f, Index k) {
-    f(k);
-    return nullptr;
-  }
-  [[noreturn]] static void rethrow(const std::exception_ptr&) { std::abort(); }
+    std::exception_ptr run(Index k) {
+      f_(k);
+      return nullptr;
+    }
+    [[noreturn]] static void rethrow(const std::exception_ptr&) { std::abort(); }
 #endif
 
-  std::vector<std::thread> threads_;
-  std::mutex call_mutex_;  // one parallel_for at a time
-  std::mutex mutex_;       // guards what follows
-  std::condition_variable work_;
-  std::condition_variable done_;
-  const TaskFunction* function_ = nullptr;
-  Index count_ = 0;
-  Index next_ = 0;
-  Index running_ = 0;
-  std::exception_ptr error_;
-  bool stopping_ = false;
+    const TaskFunction f_;
+    const Index count_;
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable done_;
+    Index next_ = 0;
+    Index running_ = 0;
+    std::exception_ptr error_;
+  };
+
+  static Index checked(Index num_threads) {
+    detail::require(num_threads >= 1 && num_threads <= kMaxThreads,
+                    "ThreadPool: num_threads must lie between 1 and ", kMaxThreads, ", got ",
+                    num_threads);
+    return num_threads;
+  }
+
+  static constexpr Index kMaxThreads = 4096;
+  Index num_threads_;
+  Eigen::ThreadPool pool_;
 };
 
 }  // namespace mha

@@ -113,10 +113,12 @@ bool convert(const From& from, To& to) {
   } else if constexpr (std::is_integral_v<From>) {
     to = static_cast<To>(from);
     return static_cast<From>(to) == from && (to < To{}) == (from < From{});
-  } else {  // the bounds are powers of two or 0, so exact; NaN fails the comparison
-    const From end = std::ldexp(From(1), std::numeric_limits<To>::digits);
+  } else {
+    const auto bits = std::bit_cast<std::uint64_t>(static_cast<double>(from));
+    if ((bits >> 52 & 0x7ff) == 0x7ff) return false;  // infinity and NaN, under -ffast-math as well
+    const From end = std::ldexp(From(1), std::numeric_limits<To>::digits);  // exact, as is begin
     const From begin = std::is_signed_v<To> ? -end : From(0);
-    if (!(from >= begin && from < end) || std::trunc(from) != from) return false;
+    if (from < begin || from >= end || std::trunc(from) != from) return false;
     to = static_cast<To>(from);
   }
   return true;

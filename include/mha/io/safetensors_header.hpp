@@ -56,10 +56,12 @@ inline std::string printable(const std::string& text, std::size_t longest = 60) 
 }
 
 inline std::string shape_text(const std::vector<Eigen::Index>& shape) {
-  std::string text;
-  for (std::size_t i = 0; i < shape.size() && i < 8; ++i)
-    text += (i ? ", " : "") + std::to_string(shape[i]);
-  return "[" + text + (shape.size() > 8 ? ", ...]" : "]");
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size() && i < 8; ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(shape[i]);
+  }
+  return text + (shape.size() > 8 ? ", ...]" : "]");
 }
 
 /// Product of the dimensions, or nothing if one is negative or the product exceeds an Index.
@@ -115,8 +117,8 @@ struct TrackedChar {
   bool operator==(const TrackedChar& other) const { return at == other.at; }
 };
 
-/// Receives the JSON parser's events and accepts what a header may hold, nothing else. It builds no
-/// JSON tree, so deep nesting costs no stack, and it takes no memory before a number is checked.
+/// Receives the JSON parser's events and accepts what a header may hold, nothing else: no JSON tree
+/// is built, deep nesting costs no stack, and memory stays within about ten times the header's.
 /// An error names the byte just behind the key (tensor name, "shape", …) whose value is wrong.
 class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
  public:
@@ -148,15 +150,20 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
 
   bool key(std::string& text) override {
     key_at_ = 8 + static_cast<std::uint64_t>(read_ - begin_);
-    (level_ == kNames ? name_ : field_) = text;
-    if (!keys_[level_].insert(text).second) fail("expected each key once, got it again");
+    const bool in_fields = level_ == kFields;
+    (in_fields ? field_ : name_) = text;
+    const bool again = !in_fields ? tensors.count(text) != 0 || (in_metadata() && has_metadata_)
+                       : in_metadata() ? metadata.count(text) != 0
+                                       : !fields_.insert(text).second;
+    if (again) fail("expected each key once, got it again");
     return true;
   }
   bool start_object(std::size_t) override {
     if (level_ != kFile && level_ != kNames) unexpected("an object");
     if (level_ == kNames && !in_metadata()) entry_ = &tensors[name_];
+    if (level_ == kNames && in_metadata()) has_metadata_ = true;
     level_ = level_ == kFile ? kNames : kFields;
-    keys_[level_].clear();
+    fields_.clear();
     name_at_ = key_at_;
     return true;
   }
@@ -234,9 +241,10 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
         fail_at(where_, name_at_, printable(name_) + ": expected " + expected + ", got " + got);
     };
     for (const char* field : {"dtype", "shape", "data_offsets"})
-      require(keys_[kFields].count(field) == 1, std::string("the field ") + field, "none");
+      require(fields_.count(field) == 1, std::string("the field ") + field, "none");
     const std::uint64_t begin = entry_->offsets[0], end = entry_->offsets[1];
-    const std::string offsets = "[" + std::to_string(begin) + ", " + std::to_string(end) + "]";
+    std::string offsets = "[";
+    offsets += std::to_string(begin) + ", " + std::to_string(end) + "]";
     require(
         begin <= end && end <= data_size_,
         "ascending data_offsets within the file's " + std::to_string(data_size_) + " bytes of data",
@@ -275,8 +283,9 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   std::uint64_t data_size_, key_at_ = 8, name_at_ = 8;
   const std::string& where_;
   Level level_ = kFile;
-  std::set<std::string> keys_[kNumbers];  // seen so far in the object being read, by level
+  bool has_metadata_ = false;
   std::string name_, field_;
+  std::set<std::string> fields_;  // of the tensor being read, so far
   Entry* entry_ = nullptr;
 };
 
