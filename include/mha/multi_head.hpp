@@ -324,7 +324,7 @@ class MultiHead {
     detail::project<Acc>(MatrixView<const Acc>(matrix_view(concat)), out_proj,
                          matrix_view(result.output), options.executor);
 
-    if (options.need_weights && c.add_zero_attn) add_zero_column(batch, lse, result.weights);
+    if (options.need_weights) place_extra_columns(batch, lse, result.weights);
     if (options.need_weights && options.average_weights) {
       result.weights = averaged(result.weights);
     }
@@ -376,15 +376,22 @@ class MultiHead {
     }
   }
 
-  /// The weight of the key of zeros: exp(0 - lse).
-  static void add_zero_column(const Batch& batch, const Matrix<Acc>& lse, Tensor<Acc>& weights) {
+  /// bias_k's weight, which follows each sequence's own keys, into the column that it has for all;
+  /// and the weight of the key of zeros, exp(0 - lse), into the last one.
+  void place_extra_columns(const Batch& batch, const Matrix<Acc>& lse, Tensor<Acc>& weights) const {
     using std::exp;
     for (std::size_t n = 0; n < batch.segments.size(); ++n) {
       const detail::Segment& s = batch.segments[n];
+      const auto b = static_cast<Index>(n);
       for (Index h = 0; h < weights.size(1); ++h) {
         for (Index i = 0; i < s.query_len; ++i) {
-          weights(static_cast<Index>(n), h, i, weights.size(3) - 1) =
-              exp(Acc(-lse(s.query_row + i, h)));
+          if (config_.add_bias_kv) {
+            const Acc weight = std::exchange(weights(b, h, i, s.kv_len), Acc(0));
+            weights(b, h, i, batch.kv_len) = weight;
+          }
+          if (config_.add_zero_attn) {
+            weights(b, h, i, weights.size(3) - 1) = Acc(exp(Acc(-lse(s.query_row + i, h))));
+          }
         }
       }
     }
