@@ -263,7 +263,8 @@ class BooleanMask : public Rule {
 /// @param m  query_len x kv_len Eigen matrix or expression of bool; a vector of kv_len, the same
 /// for every
 ///           query; or a TensorView<const bool> [batch, head, query, key], where an axis of size 1
-///           serves all. A named matrix or tensor is referred to and must outlive the rule; an
+///           serves all. A named matrix or tensor is read where it lies: while the
+///           rule is used it must live, and be neither resized nor assigned; an
 ///           expression or a temporary matrix is kept.
 template <class M>
 [[nodiscard]] auto keep(M&& m) {

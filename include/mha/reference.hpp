@@ -73,7 +73,7 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     if (row_max) {
       const Acc sink = *row_max;
       for (const Acc& score : weights) row_max = detail::larger(*row_max, score);
-      row_sum = Acc(exp(Acc(sink - *row_max)));
+      row_sum = sink < *row_max ? Acc(exp(Acc(sink - *row_max))) : Acc(1);
     } else {
       for (const Acc& score : weights) row_max = row_max ? detail::larger(*row_max, score) : score;
     }

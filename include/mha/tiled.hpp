@@ -242,11 +242,15 @@ class TiledHead {
       for (Index c = 0; c < task_.value.cols; ++c) {
         task_.output(row0_ + r, c) = nothing ? Out(0) : convert<Out>(tile_.acc(r, c));
       }
-      if (task_.lse.data != nullptr) {
-        task_.lse(row0_ + r, 0) =
-            nothing ? minus_infinity<Acc>() : tile_.row_max[k] + std::log(tile_.row_sum[k]);
-      }
+      if (task_.lse.data != nullptr) task_.lse(row0_ + r, 0) = lse(k);
     }
+  }
+
+  Acc lse(std::size_t k) const {
+    if (tile_.count[k] == 0) return minus_infinity<Acc>();
+    // Allowed scores that are all -inf are not the same as nothing allowed.
+    if (is_minus_infinity(tile_.row_max[k])) return std::numeric_limits<Acc>::quiet_NaN();
+    return tile_.row_max[k] + std::log(tile_.row_sum[k]);
   }
 
   void task_weights_to_zero() {
