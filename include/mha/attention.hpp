@@ -184,8 +184,7 @@ constexpr void check_types() {
 
 /// Attention over tensors, written to memory of yours.
 /// @param outputs  views of [batch, num_heads, query_len, value_dim] and, where `data` is not null,
-/// of the
-///                 weights [batch, num_heads, query_len, kv_len] and lse [batch, num_heads,
+///                 of the weights [batch, num_heads, query_len, kv_len] and lse [batch, num_heads,
 ///                 query_len, 1]; they must not overlap the inputs
 /// The other parameters, errors and cost are those of attention().
 template <class Scalar, TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
@@ -248,18 +247,18 @@ template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 ///     weights = softmax of each row of scores     over the keys that the rule allows
 ///     output  = weights * value                   [batch, num_heads, query_len, value_dim]
 /// @param query       [batch, num_heads, query_len, head_dim]: a TensorView (with any strides), a
-/// Tensor, an
-///                    Eigen::Tensor of rank 4, or a matrix, which is one head of one sequence
+///                    Tensor, an Eigen::Tensor of rank 4, or a matrix, which is one head of one
+///                    sequence
 /// @param key, value  [batch, kv_heads, kv_len, head_dim] and [batch, kv_heads, kv_len, value_dim];
-/// kv_heads
-///                    divides num_heads, and query head h reads head h / (num_heads / kv_heads)
+///                    kv_heads divides num_heads, and query head h reads head h / (num_heads /
+///                    kv_heads)
 /// @param rule        masks and score modifiers joined by `&`, see mask.hpp and score.hpp; default:
-/// every
-///                    query may attend to every key, scale 1 / sqrt(head_dim)
+///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            a Tensor; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
 /// Cost: 2 batch num_heads query_len kv_len (head_dim + value_dim) flops; tiles of at most 128 x
-/// 512 scores. Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
+/// 512 scores.
+/// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
 template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 [[nodiscard]] auto attention(const Q& query, const K& key, const V& value,
                              const RuleType& rule = {}, const AttentionOptions& options = {}) {
@@ -299,12 +298,10 @@ template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
 ///     weights = softmax of each row of scores     over the keys that the rule allows
 ///     output  = weights * value                   query_len x value_dim
 /// @param query       query_len x head_dim, one token per row: any Eigen expression of either
-/// storage order;
-///                    what lies in memory is read there, whatever its strides
+///                    storage order; what lies in memory is read there, whatever its strides
 /// @param key, value  kv_len x head_dim and kv_len x value_dim
 /// @param rule        masks and score modifiers joined by `&`, see mask.hpp and score.hpp; default:
-/// every
-///                    query may attend to every key, scale 1 / sqrt(head_dim)
+///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            query_len x value_dim; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
 /// Cost: 2 query_len kv_len (head_dim + value_dim) flops; tiles of at most 128 x 512 scores.

@@ -5,6 +5,7 @@
 // with `&`: nothing replaces or silently drops anything.
 //     causal()  causal_lower_right()  causal_offset(n)     key position <= query position
 //     window(left, right)  window_keys(w)                  keys near the query
+//     query_offset(n)                                      where the window's queries stand
 //     lengths(n)                                           the first n keys of each sequence
 //     keep(m)  ignore(m)                                   a boolean matrix or tensor
 //     mask_mod(f)                                          f(b, h, i, j), a function of yours
@@ -190,8 +191,23 @@ inline Causal causal_lower_right() { return {Causal::Align::lower_right, {}}; }
 /// j <= i + n: query row 0 stands at key position n; one n, or one per sequence.
 inline Causal causal_offset(IndexList n) { return {Causal::Align::given, std::move(n)}; }
 
+/// query_offset(n).
+class QueryOffset : public Rule {
+ public:
+  explicit QueryOffset(IndexList n) : n_(std::move(n)) {}
+  void check(const CallExtent& call) const { detail::check_list(call, "query_offset", n_); }
+  Index offset(const Extent& /*extent*/, Index b) const { return detail::clamp_far(n_[b]); }
+
+ private:
+  IndexList n_;
+};
+
+/// Query row 0 stands at key position n, for a window without a causal rule; masks nothing by
+/// itself. One n, or one per sequence.
+inline QueryOffset query_offset(IndexList n) { return QueryOffset(std::move(n)); }
+
 /// p - left <= j <= p + right, where p = i + offset is the query's position: the offset of the
-/// causal rule that the window is combined with, else the number of cached keys.
+/// causal rule or query_offset() that the window is combined with, else the number of cached keys.
 class Window : public Rule {
  public:
   Window(Index left, Index right) : left_(left), right_(right) {
@@ -261,11 +277,10 @@ class BooleanMask : public Rule {
 
 /// True = may attend (the sense of PyTorch's scaled_dot_product_attention, ONNX, JAX, Keras).
 /// @param m  query_len x kv_len Eigen matrix or expression of bool; a vector of kv_len, the same
-/// for every
-///           query; or a TensorView<const bool> [batch, head, query, key], where an axis of size 1
-///           serves all. A named matrix or tensor is read where it lies: while the
-///           rule is used it must live, and be neither resized nor assigned; an
-///           expression or a temporary matrix is kept.
+///           for every query; or a TensorView<const bool> [batch, head, query, key], where an axis
+///           of size 1 serves all. A named matrix or tensor is read where it lies: while the rule
+///           is used it must live, and be neither resized nor assigned; an expression or a
+///           temporary matrix is kept.
 template <class M>
 [[nodiscard]] auto keep(M&& m) {
   static_assert(std::is_same_v<detail::grid_scalar_t<M>, bool>,

@@ -21,21 +21,20 @@ namespace mha {
 template <class Scalar>
 struct MultiHeadResult {
   Matrix<Scalar> output;  ///< rows of query x out_dim
-  /// [batch, num_heads (1 if averaged), query_len, kv_len], if asked for; rows sum to 1, or are all
-  /// 0. Shorter sequences of a ragged batch are padded with 0. add_bias_kv and add_zero_attn each
-  /// append a column.
+  /// [batch, num_heads (1 if averaged), query_len, kv_len], if asked for; rows sum to 1 (less with
+  /// sinks), or are all 0. Shorter sequences of a ragged batch are padded with 0. add_bias_kv and
+  /// add_zero_attn each append a column.
   Tensor<accumulator_t<Scalar>> weights;
   Matrix<accumulator_t<Scalar>> lse;  ///< rows of query x num_heads, if asked for
 };
 
 /// Multi-head attention with its four projections.
 /// @tparam Scalar   float, double, long double, Eigen::half, Eigen::bfloat16, or any number with
-/// NumTraits
+///                  NumTraits
 /// @tparam Heads    number of query heads, or Eigen::Dynamic: known at run time
 /// @tparam HeadDim  channels of a head, or Eigen::Dynamic. If given, every size is fixed: all
-/// widths are
-///                  Heads * HeadDim, and parameters up to Eigen's stack limit live inside the
-///                  object.
+///                  widths are Heads * HeadDim, and parameters up to Eigen's stack limit live
+///                  inside the object.
 template <class Scalar_, int Heads, int HeadDim = Eigen::Dynamic>
 class MultiHead {
   static_assert(AttentionScalar<Scalar_>,
@@ -75,9 +74,8 @@ class MultiHead {
   explicit MultiHead(Index embed_dim) : MultiHead(MultiHeadConfig{.embed_dim = embed_dim}) {}
 
   /// Parameters start like those of PyTorch's nn.MultiheadAttention (not with its random numbers):
-  /// Xavier- uniform q, k, v weights, over all three together if key and value are embed_dim wide;
-  /// uniform
-  /// +-1/sqrt(inputs) output weights; biases 0; bias_k and bias_v Xavier-normal.
+  /// q, k, v weights Xavier-uniform, over all three together if key and value are embed_dim wide;
+  /// output weights uniform within 1/sqrt(inputs) of 0; biases 0; bias_k and bias_v Xavier-normal.
   /// @throws std::invalid_argument if the sizes contradict each other
   explicit MultiHead(const MultiHeadConfig& config)
       : config_(detail::resolve(config, Heads, HeadDim)) {
@@ -99,11 +97,11 @@ class MultiHead {
 
   /// General attention: query from one place, key and value from others.
   /// @param query    rows x embed_dim, one token per row, sequence after sequence; any Eigen
-  /// expression
+  ///                 expression
   /// @param key      rows x kdim
   /// @param value    as many rows as key x vdim
   /// @param rule     masks and score modifiers joined by `&`; b, h, i, j count within the call's
-  /// sequences
+  ///                 sequences
   /// @param options  how rows form sequences, what to return, who computes
   /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
   /// Cost: 2 rows (inputs * outputs) flops per projection, and attention()'s; rows x (q + k + v +

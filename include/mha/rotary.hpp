@@ -91,10 +91,9 @@ void rotate_tokens(const TensorView<Scalar>& x, Index dim, RotaryPairs pairs,
 
 /// Rotates every token of x, [batch, head, token, head_dim], where it lies.
 /// @param positions  none: 0, 1, 2, ...; one number: that of the first token, the others follow;
-/// else a list,
-///                   one per token, or one per token of each sequence
+///                   else a list, one per token, or one per token of each sequence
 /// @throws std::invalid_argument if `how` or the number of positions does not fit; nothing has
-/// changed then
+///         changed then
 template <TensorLike T>
 void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) {
   const auto view = tensor_view(x);
@@ -122,7 +121,7 @@ void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) 
 /// The same with angles of your own, for scaled or learned frequencies: row p of `cos` and `sin`
 /// (positions x dim/2) belongs to position p.
 /// @throws std::invalid_argument if the tables differ in shape, are too wide, or a position has no
-/// row
+///         row
 template <TensorLike T, EigenDense C>
 void rotary_in_place(T&& x, const C& cos_table, const C& sin_table, RotaryPairs pairs,
                      const IndexList& positions = {}) {

@@ -63,11 +63,10 @@ class Bias : public Rule {
 
 /// Adds m to the scores; an entry of -inf masks (a large negative number such as -1e9 does not).
 /// @param m  query_len x kv_len Eigen matrix or expression of floating-point numbers; a vector of
-/// kv_len, the
-///           same for every query; or a TensorView [batch, head, query, key], where an axis of size
-///           1 serves all. A named matrix or tensor is read where it lies: while the
-///           rule is used it must live, and be neither resized nor assigned; an
-///           expression or a temporary matrix is kept.
+///           kv_len, the same for every query; or a TensorView [batch, head, query, key], where an
+///           axis of size 1 serves all. A named matrix or tensor is read where it lies: while the
+///           rule is used it must live, and be neither resized nor assigned; an expression or a
+///           temporary matrix is kept.
 template <class M>
 [[nodiscard]] auto bias(M&& m) {
   using T = detail::grid_scalar_t<M>;

@@ -56,10 +56,11 @@ inline SequenceBatch cut_sequences(Index query_rows, Index key_rows,
   } else {
     const Index n = options.batch;
     require(n >= 0, "MultiHead: batch must not be negative, got ", n);
-    require(n == 0 ? query_rows == 0 && key_rows == 0 : query_rows % n == 0,
-            "MultiHead: batch must divide query.rows(), got ", n, " and ", query_rows);
-    require(n == 0 || key_rows % n == 0, "MultiHead: batch must divide key.rows(), got ", n,
-            " and ", key_rows);
+    const auto divides = [n](Index rows) { return n == 0 ? rows == 0 : rows % n == 0; };
+    require(divides(query_rows), "MultiHead: batch must divide query.rows(), got ", n, " and ",
+            query_rows);
+    require(divides(key_rows), "MultiHead: batch must divide key.rows(), got ", n, " and ",
+            key_rows);
     for (Index b = 0; b < n; ++b) {
       batch.segments.push_back(
           {b * (query_rows / n), query_rows / n, b * (key_rows / n), key_rows / n});

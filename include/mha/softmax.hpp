@@ -84,8 +84,8 @@ Acc merge_row(const MatrixView<const Scalar>& output1, const Acc& lse1,
 ///     lse    = ln(exp(lse1) + exp(lse2))
 /// @param output1, output2  query_len x value_dim, each the attention over its own keys
 /// @param lse1, lse2        query_len, natural log; -inf (no key allowed) is the neutral element:
-/// the other
-///                          part comes back bit for bit, whatever stands in the empty part's output
+///                          the other part comes back bit for bit, whatever stands in the empty
+///                          part's output
 /// @throws std::invalid_argument if the shapes disagree
 template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
 [[nodiscard]] auto merge(const O1& output1, const L1& lse1, const O2& output2, const L2& lse2) {

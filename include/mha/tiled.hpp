@@ -10,8 +10,9 @@
 //     acc     = exp(row_max - m') acc + P V
 // A key tile that no row of the query tile may see is skipped; one that all may see pays nothing
 // for the mask. Masked values never enter: in a partly masked tile the infinite and NaN entries of
-// V are set aside, multiplied as 0, and added afterwards to the rows that may see them. Read first:
-// reference.hpp, the same without tiles. Source: Dao 2023, arXiv:2307.08691, algorithm 1.
+// V are set aside, multiplied as 0, and added afterwards to the rows that may see them.
+// Read first: reference.hpp, the same without tiles.
+// Source: Dao 2023, arXiv:2307.08691, algorithm 1.
 #pragma once
 
 #include <cmath>
