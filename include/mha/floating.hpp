@@ -21,14 +21,18 @@ template <class Scalar>
 inline constexpr bool is_16_bit =
     std::is_same_v<Scalar, Eigen::half> || std::is_same_v<Scalar, Eigen::bfloat16>;
 
-/// -infinity as a Scalar.
+/// x = -infinity. The bits of built-in types are stored as integers: under -ffast-math clang drops
+/// a select or a return value that is a literal infinity.
 template <class Scalar>
-Scalar minus_infinity() {
-  if constexpr (is_16_bit<Scalar>) {
-    return Eigen::numext::bit_cast<Scalar>(
-        std::uint16_t{std::is_same_v<Scalar, Eigen::half> ? 0xFC00 : 0xFF80});
+void set_minus_infinity(Scalar& x) {
+  if constexpr (std::is_same_v<Scalar, float>) {
+    const std::uint32_t bits = 0xFF800000u;
+    std::memcpy(&x, &bits, sizeof(x));
+  } else if constexpr (std::is_same_v<Scalar, double>) {
+    const std::uint64_t bits = 0xFFF0000000000000u;
+    std::memcpy(&x, &bits, sizeof(x));
   } else {
-    return Scalar(-Eigen::NumTraits<Scalar>::infinity());
+    x = Scalar(-Eigen::NumTraits<Scalar>::infinity());
   }
 }
 

@@ -98,7 +98,11 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
       }
     }
     if (task.lse.data != nullptr) {
-      task.lse(i, 0) = row_max ? Acc(*row_max + Acc(log(row_sum))) : detail::minus_infinity<Acc>();
+      if (row_max) {
+        task.lse(i, 0) = *row_max + Acc(log(row_sum));
+      } else {
+        detail::set_minus_infinity(task.lse(i, 0));
+      }
     }
   }
 }

@@ -53,7 +53,11 @@ template <TensorLike Q, TensorLike K, class RuleType = All>
           if (stage == ScoreStage::capped) continue;
           const bool allowed =
               j >= range.begin && j < range.end && rules.allowed(extent, b, h, i, j);
-          score = allowed ? rules.score(score, extent, b, h, i, j) : detail::minus_infinity<Acc>();
+          if (allowed) {
+            score = rules.score(score, extent, b, h, i, j);
+          } else {
+            detail::set_minus_infinity(score);
+          }
         }
       }
     }

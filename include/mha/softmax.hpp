@@ -50,31 +50,32 @@ struct Merged {
 namespace detail {
 
 /// One row of merge(): out = (exp(lse1) out1 + exp(lse2) out2) / (exp(lse1) + exp(lse2)).
-template <class Acc, class Scalar, class Out>
-Acc merge_row(const MatrixView<const Scalar>& output1, const Acc& lse1,
-              const MatrixView<const Scalar>& output2, const Acc& lse2,
-              const MatrixView<Out>& merged) {
+template <class Acc, class Scalar>
+void merge_row(const MatrixView<const Scalar>& output1, const Acc& lse1,
+               const MatrixView<const Scalar>& output2, const Acc& lse2,
+               const MatrixView<Scalar>& output, Acc& lse) {
   using std::exp;
   using std::log;
   const bool empty1 = is_minus_infinity(lse1);
   const bool empty2 = is_minus_infinity(lse2);
   if (empty1 || empty2) {  // an empty part is selected away, never multiplied by 0
-    for (Index c = 0; c < merged.cols; ++c) {
-      merged(0, c) =
-          empty1 && empty2 ? Out(0) : convert<Out>(empty1 ? output2(0, c) : output1(0, c));
+    for (Index c = 0; c < output.cols; ++c) {
+      output(0, c) = empty1 && empty2 ? Scalar(0) : empty1 ? output2(0, c) : output1(0, c);
     }
-    return empty1 ? lse2 : lse1;
+    lse = empty1 ? lse2 : lse1;
+    if (empty1 && empty2) set_minus_infinity(lse);
+    return;
   }
   const Acc row_max = larger(lse1, lse2);
   const Acc weight1(exp(Acc(lse1 - row_max)));
   const Acc weight2(exp(Acc(lse2 - row_max)));
   const Acc row_sum = weight1 + weight2;
-  for (Index c = 0; c < merged.cols; ++c) {
+  for (Index c = 0; c < output.cols; ++c) {
     const Acc sum =
         Acc(weight1 * convert<Acc>(output1(0, c))) + Acc(weight2 * convert<Acc>(output2(0, c)));
-    merged(0, c) = convert<Out>(Acc(sum / row_sum));
+    output(0, c) = convert<Scalar>(Acc(sum / row_sum));
   }
-  return row_max + Acc(log(row_sum));
+  lse = row_max + Acc(log(row_sum));
 }
 
 }  // namespace detail
@@ -109,15 +110,15 @@ template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
   const detail::Argument<O2> o2(output2);
   const detail::Argument<L1> l1(lse1);
   const detail::Argument<L2> l2(lse2);
-  const auto entry = [](const MatrixView<const Acc>& v, Index i) {
+  const auto entry = [](const MatrixView<const Acc>& v, Index i) -> const Acc& {
     return v.cols == 1 ? v(i, 0) : v(0, i);
   };
   Merged<Scalar> result{Matrix<Scalar>(output1.rows(), output1.cols()),
                         Vector<Acc>(output1.rows())};
   for (Index i = 0; i < output1.rows(); ++i) {
-    result.lse(i) = detail::merge_row(o1.view().middle_rows(i, 1), entry(l1.view(), i),
-                                      o2.view().middle_rows(i, 1), entry(l2.view(), i),
-                                      matrix_view(result.output).middle_rows(i, 1));
+    detail::merge_row<Acc, Scalar>(o1.view().middle_rows(i, 1), entry(l1.view(), i),
+                                   o2.view().middle_rows(i, 1), entry(l2.view(), i),
+                                   matrix_view(result.output).middle_rows(i, 1), result.lse(i));
   }
   return result;
 }

@@ -109,7 +109,7 @@ class TiledHead {
       }
     }
     tile_.ranges.resize(rows);
-    tile_.row_max.assign(rows, sink_ ? *sink_ : minus_infinity<Acc>());
+    tile_.row_max.assign(rows, sink_ ? *sink_ : Acc(0));  // of no meaning while count is 0
     tile_.row_sum.assign(rows, Acc(sink_ ? 1 : 0));
     tile_.count.assign(rows, sink_ ? 1 : 0);
     tile_.acc.topRows(rows_).setZero();
@@ -164,7 +164,7 @@ class TiledHead {
       }
       if (!rules_.only_ranges()) {
         allowed_data(r)[c] = allowed;
-        if (!allowed) scores[c] = minus_infinity<Acc>();
+        if (!allowed) set_minus_infinity(scores[c]);
       }
     }
   }
@@ -243,15 +243,19 @@ class TiledHead {
       for (Index c = 0; c < task_.value.cols; ++c) {
         task_.output(row0_ + r, c) = nothing ? Out(0) : convert<Out>(tile_.acc(r, c));
       }
-      if (task_.lse.data != nullptr) task_.lse(row0_ + r, 0) = lse(k);
+      if (task_.lse.data != nullptr) write_lse(k, task_.lse(row0_ + r, 0));
     }
   }
 
-  Acc lse(std::size_t k) const {
-    if (tile_.count[k] == 0) return minus_infinity<Acc>();
-    // Allowed scores that are all -inf are not the same as nothing allowed.
-    if (is_minus_infinity(tile_.row_max[k])) return std::numeric_limits<Acc>::quiet_NaN();
-    return tile_.row_max[k] + std::log(tile_.row_sum[k]);
+  void write_lse(std::size_t k, Acc& lse) const {
+    if (tile_.count[k] == 0) {
+      set_minus_infinity(lse);
+    } else if (is_minus_infinity(tile_.row_max[k])) {
+      // Allowed scores that are all -inf are not the same as nothing allowed: 0 / 0, NaN.
+      lse = tile_.row_sum[k] / tile_.row_sum[k];
+    } else {
+      lse = tile_.row_max[k] + std::log(tile_.row_sum[k]);
+    }
   }
 
   void task_weights_to_zero() {
