@@ -47,7 +47,8 @@ class Executor {
   requires(!std::is_same_v<std::remove_const_t<Pool>, Executor> &&
            requires(Pool & pool, Index n, const TaskFunction& f) { pool.parallel_for(n, f); })
       Executor(Pool& pool)  // NOLINT: {.executor = pool}
-      : pool_(&pool), run_([](void* p, Index count, const TaskFunction& f) {
+      : pool_(const_cast<void*>(static_cast<const void*>(&pool))),
+        run_([](void* p, Index count, const TaskFunction& f) {
           static_cast<Pool*>(p)->parallel_for(count, f);
         }) {}
 
@@ -84,10 +85,13 @@ class ThreadPool {
   template <class F>
   void parallel_for(Index count, const F& f) {
     const auto job = std::make_shared<Job>(TaskFunction(f), count);
-    const Index helpers = std::min(num_threads_, count) - 1;
-    for (Index t = 0; t < helpers; ++t) pool_.Schedule([job] { job->work(); });
-    job->work();
-    job->wait();
+    {
+      const Completion waits_even_if_schedule_throws{*job};
+      const Index helpers = std::min(num_threads_, count) - 1;
+      for (Index t = 0; t < helpers; ++t) pool_.Schedule([job] { job->work(); });
+      job->work();
+    }
+    job->rethrow_error();
   }
 
  private:
@@ -114,9 +118,13 @@ class ThreadPool {
       if (running_ == 0) done_.notify_all();
     }
 
-    void wait() {
+    /// Begins no more tasks and waits for those begun.
+    void finish() {
       std::unique_lock lock(mutex_);
+      next_ = count_;
       done_.wait(lock, [this] { return running_ == 0; });
+    }
+    void rethrow_error() const {
       if (error_) rethrow(error_);
     }
 
@@ -148,6 +156,11 @@ class ThreadPool {
     Index next_ = 0;
     Index running_ = 0;
     std::exception_ptr error_;
+  };
+
+  struct Completion {
+    Job& job;
+    ~Completion() { job.finish(); }
   };
 
   static Index checked(Index num_threads) {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
 // What add_bias_kv and add_zero_attn mean to a rule: a key beyond the caller's, which every query
-// may attend to and no score modifier touches, and a logit 0 in the softmax's denominator. Wraps
-// the caller's rules, so that these go on speaking of the caller's keys alone.
+// may attend to and no modifier but softcap touches, and a logit 0 in the softmax's denominator.
+// Wraps the caller's rules, so that these go on speaking of the caller's keys alone. A range of
+// keys and one more at the end is no range: with add_bias_kv every score is asked about, and no
+// tile is skipped.
 #pragma once
 
 #include "mha/rules.hpp"

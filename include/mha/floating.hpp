@@ -32,7 +32,8 @@ void set_minus_infinity(Scalar& x) {
     const std::uint64_t bits = 0xFFF0000000000000u;
     std::memcpy(&x, &bits, sizeof(x));
   } else {
-    x = Scalar(-Eigen::NumTraits<Scalar>::infinity());
+    // Not NumTraits' infinity and highest: these are 0 for numbers without std::numeric_limits.
+    x = Scalar(-std::numeric_limits<double>::infinity());
   }
 }
 
@@ -65,6 +66,8 @@ FloatBits float_bits(const Scalar& x) {
     return {(bits >> 15) != 0, (bits >> 7 & 0xFF) == 0xFF, (bits & 0x7F) == 0};
   } else {  // long double: x87 extended (64-bit fraction, its top bit explicit) or IEEE quadruple
     static_assert(std::is_same_v<Scalar, long double>);
+    constexpr int digits = std::numeric_limits<long double>::digits;
+    static_assert(digits == 64 || digits == 113, "mha: this platform's long double is unknown");
     std::uint64_t low = 0;
     std::uint64_t high = 0;
     std::memcpy(&low, &x, 8);
@@ -89,7 +92,7 @@ bool is_minus_infinity(const Scalar& x) {
   } else if constexpr (HasValue<Scalar>) {
     return is_minus_infinity<std::remove_cvref_t<decltype(x.value())>>(x.value());
   } else {
-    return x < Scalar(-Eigen::NumTraits<Scalar>::highest());
+    return x < Scalar(-std::numeric_limits<double>::max());
   }
 }
 

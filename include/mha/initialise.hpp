@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Initial parameters from a seed: the same on every platform and with every standard library.
+// Initial parameters from a seed: the same with every standard library (the normal
+// numbers up to the last bit of its log and cos).
 #pragma once
 
 #include <cmath>

@@ -29,14 +29,15 @@ class IndexList {
   IndexList() = default;
   template <std::integral T>
   IndexList(T value) : single_(static_cast<Index>(value)), size_(1) {}  // NOLINT: lengths(5)
-  IndexList(std::initializer_list<Index> values)                        // NOLINT: lengths({3, 5})
-      : size_(static_cast<Index>(values.size())), many_(values) {}
+  template <std::integral T>
+  IndexList(std::initializer_list<T> values)  // NOLINT: lengths({3, 5})
+      : size_(static_cast<Index>(values.size())), many_(values.begin(), values.end()) {}
   template <class List>
   requires(!std::integral<std::remove_cvref_t<List>> &&
            !std::is_same_v<std::remove_cvref_t<List>, IndexList> &&
            requires(const List& l) {
              { l.size() } -> std::convertible_to<Index>;
-             { l[0] } -> std::convertible_to<Index>;
+             requires std::integral<std::remove_cvref_t<decltype(l[0])>>;
            }) IndexList(const List& values)  // NOLINT: lengths(vector)
       : size_(static_cast<Index>(values.size())) {
     many_.reserve(static_cast<std::size_t>(size_));
@@ -181,7 +182,7 @@ class Causal : public Rule {
 };
 
 /// A query sees no later key: j <= i + past_len, where past_len is the number of cached keys of the
-/// call (Options::past_len), else 0. Upper-left aligned, as in PyTorch, ONNX and JAX.
+/// call (past_len in its options), else 0. Upper-left aligned, as in PyTorch, ONNX and JAX.
 inline Causal causal() { return {Causal::Align::upper_left, {}}; }
 
 /// The last query sees the last key: j <= i + kv_len - query_len, as in FlashAttention since 2.1.
@@ -196,14 +197,16 @@ class QueryOffset : public Rule {
  public:
   explicit QueryOffset(IndexList n) : n_(std::move(n)) {}
   void check(const CallExtent& call) const { detail::check_list(call, "query_offset", n_); }
-  Index offset(const Extent& /*extent*/, Index b) const { return detail::clamp_far(n_[b]); }
+  void place(Extent& extent, Index b, Index /*h*/) const {
+    extent.past_len = detail::clamp_far(n_[b]);
+  }
 
  private:
   IndexList n_;
 };
 
-/// Query row 0 stands at key position n, for a window without a causal rule; masks nothing by
-/// itself. One n, or one per sequence.
+/// Query row 0 stands at key position n: what causal() and window() go by, in place of the call's
+/// past_len. Masks nothing by itself. One n, or one per sequence.
 inline QueryOffset query_offset(IndexList n) { return QueryOffset(std::move(n)); }
 
 /// p - left <= j <= p + right, where p = i + offset is the query's position: the offset of the

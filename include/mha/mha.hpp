@@ -18,7 +18,7 @@
 //     rotary.hpp       rotary position embedding
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
 //     executor.hpp     Executor, ThreadPool
-//     inside: tiled, product, projection, sequences, extra_keys, initialise, floating, error
+//     inside: batch, tiled, product, projection, sequences, extra_keys, initialise, floating, error
 #pragma once
 
 #include "mha/attention.hpp"

@@ -8,7 +8,7 @@
 // untouched. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
 #pragma once
 
-#include "mha/attention.hpp"
+#include "mha/batch.hpp"
 #include "mha/extra_keys.hpp"
 #include "mha/initialise.hpp"
 #include "mha/multi_head_config.hpp"
@@ -109,7 +109,8 @@ class MultiHead {
   template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
   [[nodiscard]] Result forward(const Q& query, const K& key, const V& value,
                                const RuleType& rule = {}, const Options& options = {}) const {
-    detail::check_types<typename Q::Scalar, typename K::Scalar, typename V::Scalar, RuleType>();
+    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
+                                   RuleType>::kChecked);
     static_assert(std::is_same_v<typename Q::Scalar, Scalar>,
                   "mha: the arguments of MultiHead must have its Scalar");
     const detail::Argument<Q> q(query);
@@ -281,11 +282,15 @@ class MultiHead {
     Result result;
     result.output.resize(query.rows, c.out_dim);
     if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
-    if (options.need_weights) {
+    const bool need_weights = options.need_weights || options.average_weights;
+    if (need_weights) {
       result.weights = Tensor<Acc>({sequences, c.num_heads, batch.query_len,
                                     batch.kv_len + extra_key + (c.add_zero_attn ? 1 : 0)});
     }
-    if (sequences == 0) return result;
+    if (sequences == 0) {
+      if (options.average_weights) result.weights = averaged(result.weights);
+      return result;
+    }
 
     // Project.
     const Index key_rows = key.rows + extra_key * sequences;
@@ -307,7 +312,7 @@ class MultiHead {
     // Attend. The heads of q, k, v and of the concatenation are views of their columns.
     Matrix<Acc> concat(query.rows, c.num_heads * c.value_dim);
     Matrix<Acc> lse;
-    const bool lse_wanted = options.need_lse || (options.need_weights && c.add_zero_attn);
+    const bool lse_wanted = options.need_lse || (need_weights && c.add_zero_attn);
     if (lse_wanted) lse.resize(query.rows, c.num_heads);
     detail::BatchTask<Acc> call{split_heads(q, c.num_heads),
                                 split_heads(k, c.kv_heads),
@@ -322,10 +327,8 @@ class MultiHead {
     detail::project<Acc>(MatrixView<const Acc>(matrix_view(concat)), out_proj,
                          matrix_view(result.output), options.executor);
 
-    if (options.need_weights) place_extra_columns(batch, lse, result.weights);
-    if (options.need_weights && options.average_weights) {
-      result.weights = averaged(result.weights);
-    }
+    if (need_weights) place_extra_columns(batch, lse, result.weights);
+    if (options.average_weights) result.weights = averaged(result.weights);
     if (options.need_lse) result.lse = std::move(lse);
     return result;
   }

@@ -32,26 +32,31 @@ struct MultiHeadConfig {
 
 /// What a call of the layer may be told besides its rule.
 struct MultiHeadOptions {
-  Index batch = 1;                 ///< sequences of equal length, one after the other in the rows
-  std::vector<Index> sequences{};  ///< or: the lengths of sequences that differ (a ragged batch)
-  std::vector<Index> kv_sequences{};  ///< likewise of key and value; `sequences` if not given
-  IndexList positions{};     ///< for rotary: one per row of query; default 0, 1, ... after past_len
-  IndexList kv_positions{};  ///< one per row of key; default `positions`, or 0, 1, ...
+  Index batch = 1;           ///< sequences of equal length, one after the other in the rows
+  IndexList sequences{};     ///< or: the lengths of sequences that differ (a ragged batch)
+  IndexList kv_sequences{};  ///< likewise of key and value; `sequences` if not given
+  IndexList positions{};     ///< for rotary: one per row of query, or that of each sequence's first
+                             ///< row, the others following; default past_len
+  IndexList kv_positions{};  ///< likewise of key; default `positions`, or 0
   Index past_len = 0;        ///< leading keys of each sequence that precede query row 0
   bool need_weights = false;     ///< return the weights of every head; changes no other number
-  bool average_weights = false;  ///< average them over the heads
+  bool average_weights = false;  ///< return them averaged over the heads
   bool need_lse = false;         ///< return the log of each row's softmax denominator
   Executor executor{};           ///< who computes; the calling thread if not given
 };
 
 namespace detail {
 
+/// The largest size of a layer: products of two are still far from overflow.
+inline constexpr Index kMaxSize = Index{1} << (sizeof(Index) * 4 - 2);
+
 /// The config with every default filled in.
 /// @param heads, head_dim  the class's template arguments; Eigen::Dynamic = not fixed
 /// @throws std::invalid_argument if the sizes contradict each other
 inline MultiHeadConfig resolve(MultiHeadConfig c, Index heads, Index head_dim) {
   const auto check_size = [](const char* name, Index size) {
-    require(size >= 0, "MultiHead: ", name, " must be at least 1, got ", size);
+    require(size >= 0 && size <= kMaxSize, "MultiHead: ", name, " must lie between 1 and ",
+            kMaxSize, ", got ", size);
   };
   check_size("embed_dim", c.embed_dim);
   check_size("num_heads", c.num_heads);
@@ -95,7 +100,8 @@ inline MultiHeadConfig resolve(MultiHeadConfig c, Index heads, Index head_dim) {
   if (c.vdim == 0) c.vdim = c.embed_dim;
   if (c.out_dim == 0) c.out_dim = c.embed_dim;
   if (c.rotary) {
-    c.rotary->dim = check_rotary("MultiHead: rotary", c.rotary->pairs, c.rotary->dim, c.head_dim);
+    c.rotary->dim = check_rotary("MultiHead: rotary", c.rotary->pairs, c.rotary->dim, c.head_dim,
+                                 c.rotary->base);
   }
   return c;
 }

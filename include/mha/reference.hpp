@@ -2,12 +2,13 @@
 //
 // READ THIS FIRST. Attention of one head, as the formula says it, for any scalar type:
 //     scores  = rules(scale * query * key^T)      query_len x kv_len
-//     weights = softmax of each row of scores     over the allowed keys; rows sum to 1, or are all
-//     0 output  = weights * value                   query_len x value_dim
+//     weights = softmax of each row of scores     over the allowed keys; a row sums to 1, or is 0
+//     output  = weights * value                   query_len x value_dim
 // This is the specification: everything faster is tested against it. It is also what runs for
 // scalar types without a fast path (long double, dual numbers, AutoDiffScalar). Every product and
-// sum is made an Acc at once, since the operators of some such numbers return expressions, which do
-// not nest. Source: Vaswani et al. 2017, arXiv:1706.03762, equation (1).
+// sum is made an Acc at once: the operators of some such numbers return expressions, which do not
+// nest.
+// Source: Vaswani et al. 2017, arXiv:1706.03762, equation (1).
 #pragma once
 
 #include <cmath>

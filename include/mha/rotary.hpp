@@ -6,9 +6,8 @@
 //     y1 = cos x1 - sin x2        y2 = sin x1 + cos x2
 // Two layouts of the pairs are in use, and weights trained with one are garbage under the other; so
 // there is no default:
-//     half         (x1, x2) = channels (k, k + dim/2)    GPT-NeoX, Llama in Hugging Face's layout,
-//     Qwen interleaved  (x1, x2) = channels (2k, 2k + 1)      the paper, GPT-J, Llama in Meta's
-//     layout
+//     half         (x1, x2) = channels (k, k + dim/2)    GPT-NeoX, Qwen, Hugging Face's Llama
+//     interleaved  (x1, x2) = channels (2k, 2k + 1)      the paper, GPT-J, Meta's Llama
 // Channels from dim on pass through. Source: Su et al. 2021, arXiv:2104.09864, section 3.4.
 #pragma once
 
@@ -46,7 +45,9 @@ void rotate(const MatrixView<Scalar>& x, const std::vector<Acc>& cos, const std:
   }
 }
 
-inline Index check_rotary(const char* where, RotaryPairs pairs, Index dim, Index head_dim) {
+inline Index check_rotary(const char* where, RotaryPairs pairs, Index dim, Index head_dim,
+                          double base = 1) {
+  require(base > 0, where, ": base must be positive, got ", base);
   require(pairs == RotaryPairs::half || pairs == RotaryPairs::interleaved, where,
           ": pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default");
   const Index rotated = dim == 0 ? head_dim : dim;
@@ -59,7 +60,7 @@ inline Index check_rotary(const char* where, RotaryPairs pairs, Index dim, Index
 /// The position of token i of sequence b: see rotary_in_place().
 inline Index token_position(const IndexList& positions, Index b, Index i, Index tokens) {
   if (positions.empty()) return i;
-  if (positions.size() == 1) return positions[0] + i;
+  if (positions.size() == 1) return clamp_far(positions[0]) + i;
   return positions[positions.size() == tokens ? i : b * tokens + i];
 }
 
@@ -100,8 +101,7 @@ void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) 
   using Scalar = std::remove_pointer_t<decltype(view.data)>;
   static_assert(!std::is_const_v<Scalar>, "mha::rotary_in_place: x must not be const");
   using Acc = accumulator_t<Scalar>;
-  const Index dim = detail::check_rotary("rotary", how.pairs, how.dim, view.size(3));
-  detail::require(how.base > 0, "rotary: base must be positive");
+  const Index dim = detail::check_rotary("rotary", how.pairs, how.dim, view.size(3), how.base);
   detail::check_positions("rotary", positions, view.size(0), view.size(2));
   std::vector<double> frequency;
   for (Index k = 0; k < dim / 2; ++k) {
@@ -122,8 +122,8 @@ void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) 
 /// (positions x dim/2) belongs to position p.
 /// @throws std::invalid_argument if the tables differ in shape, are too wide, or a position has no
 ///         row
-template <TensorLike T, EigenDense C>
-void rotary_in_place(T&& x, const C& cos_table, const C& sin_table, RotaryPairs pairs,
+template <TensorLike T, EigenDense C, EigenDense S>
+void rotary_in_place(T&& x, const C& cos_table, const S& sin_table, RotaryPairs pairs,
                      const IndexList& positions = {}) {
   const auto view = tensor_view(x);
   using Scalar = std::remove_pointer_t<decltype(view.data)>;

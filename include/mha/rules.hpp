@@ -6,13 +6,14 @@
 //
 // A rule derives from mha::Rule and has any of these members. b, h, i, j are sequence, query head,
 // query row and key row; Extent is the size of the sequence at hand:
-//   KeyRange keys(extent, b, h, i)                      no key outside of [begin, end) is allowed
-//   bool     allowed(extent, b, h, i, j)                may i attend to j? asked inside the range
-//   only Scalar   score(score, extent, b, h, i, j)           the modified score; -inf means: not
-//   allowed Index    offset(extent, b)                          query row 0 stands at this key
-//   position void     place(extent&, b, h)                       notes in the extent what one head
-//   needs void     check(extents)                             throws if its data do not fit the
-//   call
+//   KeyRange keys(extent, b, h, i)               no key outside of [begin, end) is allowed
+//   bool     allowed(extent, b, h, i, j)         may i attend to j? asked inside the range only
+//   Scalar   score(score, extent, b, h, i, j)    the modified score; needs also
+//            static constexpr bool kModifiesScore = true;    and, if -inf is to mask,
+//            static constexpr bool kScoreMayMask = true;
+//   Index    offset(extent, b)                   query row 0 stands at this key position
+//   void     place(extent&, b, h)                notes in the extent what one head needs
+//   void     check(call_extent)                  throws if its data do not fit the call
 // Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
 // out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
 #pragma once
@@ -106,13 +107,17 @@ template <class R>
 concept HasSink = requires(const R& r) {
   r.template sink<double>(Index{});
 };
+/// A rule with no member that is ever called is a mistake, not a rule that does nothing.
+template <class R>
+concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
+    HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R>;
 
 }  // namespace detail
 
 /// Several rules as one: every one must allow; score modifiers apply in the order written.
 /// Made by `a & b`; `Rules<>` allows everything.
 template <class... Parts>
-class Rules : public Rule {
+class Rules final : public Rule {
  public:
   static constexpr bool kHasAllowed = (detail::HasAllowed<Parts> || ...);
   static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
@@ -122,6 +127,10 @@ class Rules : public Rule {
   /// Nothing but key ranges decides who may attend.
   static constexpr bool only_ranges() { return !kHasAllowed && !kScoreMayMask; }
 
+  static_assert(
+      (detail::IsKnownRule<Parts> && ...),
+      "mha: a rule must have keys, allowed, score (with kModifiesScore), offset, place or "
+      "check, with the parameters that rules.hpp lists");
   static_assert((int{detail::HasScale<Parts>} + ... + 0) <= 1,
                 "mha: at most one scale() may be combined into a rule");
   static_assert((int{detail::HasSoftcap<Parts>} + ... + 0) <= 1,
@@ -140,19 +149,22 @@ class Rules : public Rule {
     });
   }
 
-  /// The extent for head h of sequence b, its queries placed among the keys: by the first rule that
-  /// aligns them (causal in one of its forms), else after the cached keys.
+  /// The extent for head h of sequence b, its queries placed among the keys: by the rules that
+  /// align them (causal in its forms; of several, the tightest), else after the cached keys.
   Extent placed(Extent extent, Index b, Index h) const {
-    extent.offset = extent.past_len;
-    bool found = false;
     each([&](const auto& part) {
-      using Part = std::remove_cvref_t<decltype(part)>;
-      if constexpr (detail::HasOffset<Part>) {
-        if (!found) extent.offset = part.offset(extent, b);
-        found = true;
+      if constexpr (detail::HasPlace<std::remove_cvref_t<decltype(part)>>) {
+        part.place(extent, b, h);
       }
-      if constexpr (detail::HasPlace<Part>) part.place(extent, b, h);
     });
+    std::optional<Index> offset;
+    each([&](const auto& part) {
+      if constexpr (detail::HasOffset<std::remove_cvref_t<decltype(part)>>) {
+        const Index own = part.offset(extent, b);
+        offset = offset ? std::min(*offset, own) : own;
+      }
+    });
+    extent.offset = offset.value_or(extent.past_len);
     return extent;
   }
 

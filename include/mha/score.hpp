@@ -54,10 +54,24 @@ class Bias : public Rule {
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& /*extent*/, Index b, Index h, Index i,
                Index j) const {
-    return s + detail::convert<Scalar>(grid_(b, h, i, j));
+    return s + finite_as<Scalar>(grid_(b, h, i, j));
   }
 
  private:
+  /// The bias as a Scalar. A number too large for it, as a double's lowest() is for float, stays
+  /// finite: it would mask without having been counted as a mask.
+  template <class Scalar>
+  static Scalar finite_as(const T& x) {
+    if constexpr (std::is_same_v<T, Scalar> || !std::is_floating_point_v<T> ||
+                  !std::is_floating_point_v<Scalar>) {
+      return detail::convert<Scalar>(x);
+    } else {
+      constexpr T most = static_cast<T>((std::numeric_limits<Scalar>::max)());
+      if (sizeof(T) <= sizeof(Scalar) || !detail::is_finite(x)) return static_cast<Scalar>(x);
+      return static_cast<Scalar>(std::clamp(x, -most, most));
+    }
+  }
+
   detail::Grid<T> grid_;
 };
 
@@ -146,6 +160,8 @@ template <class T>
     for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
     return Alibi<Scalar>(std::move(all));
   } else {
+    static_assert(AttentionScalar<T> || std::is_integral_v<T>,
+                  "mha::alibi: the slopes must be a number or an Eigen vector");
     return Alibi<T>(Vector<T>::Constant(1, slopes));
   }
 }
@@ -200,7 +216,8 @@ class Sinks : public Rule {
 
 /// A logit per head that joins the softmax's denominator and has no value: weights sum to less than
 /// 1, lse counts it, and a row with no allowed key still gives 0. One number, or an Eigen vector
-/// with one per head. Neither scaled nor capped. Source: Xiao et al. 2023, arXiv:2309.17453, as
+/// with one per head. Neither scaled nor capped. When parts are
+/// merged, give it to one of them. Source: Xiao et al. 2023, arXiv:2309.17453, as
 /// learned logits (gpt-oss).
 template <class T>
 [[nodiscard]] auto sinks(const T& logits) {

@@ -24,7 +24,7 @@ template <TensorLike Q, TensorLike K, class RuleType = All>
   using Scalar = detail::element_t<const Q>;
   using Acc = accumulator_t<Scalar>;
   using std::tanh;
-  detail::check_types<Scalar, detail::element_t<const K>, Scalar, RuleType>();
+  static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, Scalar, RuleType>::kChecked);
   decltype(auto) rules = detail::as_rules(rule);
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "mha/attention.hpp"
+#include "mha/batch.hpp"
 #include "mha/multi_head_config.hpp"
 
 namespace mha::detail {
@@ -27,17 +27,17 @@ inline SequenceBatch cut_sequences(Index query_rows, Index key_rows,
   SequenceBatch batch;
   batch.ragged = !options.sequences.empty() || !options.kv_sequences.empty();
   if (batch.ragged) {
-    const std::vector<Index>& q = options.sequences;
-    const std::vector<Index>& k = options.kv_sequences.empty() ? q : options.kv_sequences;
+    const IndexList& q = options.sequences;
+    const IndexList& k = options.kv_sequences.empty() ? q : options.kv_sequences;
     require(!q.empty(), "MultiHead: kv_sequences must come with sequences");
     require(q.size() == k.size(), "MultiHead: sequences and kv_sequences must be as many, got ",
             q.size(), " and ", k.size());
-    require(options.batch == 1 || options.batch == static_cast<Index>(q.size()),
+    require(options.batch == 1 || options.batch == q.size(),
             "MultiHead: batch must be left out beside sequences, or equal their number, "
             "got ",
             options.batch, " and ", q.size());
     Segment next;
-    for (std::size_t b = 0; b < q.size(); ++b) {
+    for (Index b = 0; b < q.size(); ++b) {
       require(q[b] >= 0 && k[b] >= 0, "MultiHead: lengths of sequences must not be negative, got ",
               q[b], " and ", k[b]);
       require(q[b] <= query_rows && k[b] <= key_rows,

@@ -87,6 +87,7 @@ void merge_row(const MatrixView<const Scalar>& output1, const Acc& lse1,
 /// @param lse1, lse2        query_len, natural log; -inf (no key allowed) is the neutral element:
 ///                          the other part comes back bit for bit, whatever stands in the empty
 ///                          part's output
+/// A sink (score.hpp) belongs to one of the parts only: else it is counted twice.
 /// @throws std::invalid_argument if the shapes disagree
 template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
 [[nodiscard]] auto merge(const O1& output1, const L1& lse1, const O2& output2, const L2& lse2) {
@@ -103,6 +104,9 @@ template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
   detail::require(output1.cols() == output2.cols(),
                   "merge: output1.cols() must equal output2.cols() (value_dim), got ",
                   output1.cols(), " and ", output2.cols());
+  detail::require((lse1.rows() == 1 || lse1.cols() == 1) && (lse2.rows() == 1 || lse2.cols() == 1),
+                  "merge: lse1 and lse2 must be vectors, got ", lse1.rows(), " x ", lse1.cols(),
+                  " and ", lse2.rows(), " x ", lse2.cols());
   detail::require(lse1.size() == output1.rows() && lse2.size() == output1.rows(),
                   "merge: lse1 and lse2 must have output1.rows() entries, got ", lse1.size(), ", ",
                   lse2.size(), " and ", output1.rows());

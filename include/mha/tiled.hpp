@@ -11,6 +11,9 @@
 // A key tile that no row of the query tile may see is skipped; one that all may see pays nothing
 // for the mask. Masked values never enter: in a partly masked tile the infinite and NaN entries of
 // V are set aside, multiplied as 0, and added afterwards to the rows that may see them.
+// Two limits: acc is a plain sum, so kv_len * max|value| must be representable; and Eigen's
+// products round differently for other row counts, so a row computed alone, or in other company,
+// may differ from the same row here in its last bits.
 // Read first: reference.hpp, the same without tiles.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1.
 #pragma once

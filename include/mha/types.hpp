@@ -51,7 +51,10 @@ concept EigenDense =
 /// An Eigen object whose coefficients lie in memory at two strides.
 template <class T>
 concept EigenInMemory = EigenDense<T> &&
-                        (std::remove_cvref_t<T>::Flags& Eigen::DirectAccessBit) != 0;
+                            (std::remove_cvref_t<T>::Flags& Eigen::DirectAccessBit) != 0 &&
+                        requires(const std::remove_cvref_t<T>& m) {
+  m.data(), m.innerStride(), m.outerStride();
+};
 
 /// Rows and columns of somebody's memory. `Scalar` is const for read-only views.
 template <class Scalar>

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+//
+// A whole call: many heads of many sequences. Its checks, and how it is cut into heads and
+// computed, in tiled.hpp (float, double, 16-bit types) or reference.hpp (every other scalar). What
+// attention.hpp and multi_head.hpp share.
+#pragma once
+
+#include <vector>
+
+#include "mha/executor.hpp"
+#include "mha/score.hpp"
+#include "mha/tiled.hpp"
+
+namespace mha {
+namespace detail {
+
+/// Where one sequence lies among the rows.
+struct Segment {
+  Index query_row = 0;
+  Index query_len = 0;
+  Index key_row = 0;
+  Index kv_len = 0;
+};
+
+/// A whole call, checked: its tensors, and how one head of one sequence is cut out of them.
+template <class In, class Out = In, class Acc = accumulator_t<In>>
+struct BatchTask {
+  TensorView<const In> query;
+  TensorView<const In> key;
+  TensorView<const In> value;
+  TensorView<Out> output;
+  TensorView<Acc> weights;
+  TensorView<Acc> lse;
+  Index past_len = 0;
+  /// Empty: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of
+  /// all sequences; weights has one per sequence.
+  std::vector<Segment> segments{};
+
+  Index batch() const {
+    return segments.empty() ? query.size(0) : static_cast<Index>(segments.size());
+  }
+  Segment segment(Index b) const {
+    if (segments.empty()) return {0, query.size(2), 0, key.size(2)};
+    return segments[static_cast<std::size_t>(b)];
+  }
+  Extent extent(Index b) const {
+    const Segment s = segment(b);
+    return {query.size(1), s.query_len, s.kv_len, past_len};
+  }
+  HeadTask<In, Out, Acc> head(Index b, Index h) const {
+    const Segment s = segment(b);
+    const Index entry = segments.empty() ? b : 0;
+    const Index kv_head = h / (query.size(1) / key.size(1));
+    HeadTask<In, Out, Acc> task;
+    task.query = query.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    task.key = key.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    task.value = value.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    task.output = output.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    if (weights.data != nullptr) {
+      task.weights = weights.matrix(b, h).block(0, 0, s.query_len, s.kv_len);
+    }
+    if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    return task;
+  }
+};
+
+/// Every head of every sequence. Task k is head k % num_heads of sequence k / num_heads.
+template <class In, class Out, class Acc, class RuleSet>
+void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor) {
+  const Index num_heads = call.query.size(1);
+  const Index tasks = call.batch() * num_heads;
+  if constexpr (is_tiled<Acc>) {
+    // Consecutive heads share their tiles' memory. With an executor there are as many groups as
+    // keep it busy; how heads are grouped changes no result.
+    constexpr Index kMaxGroups = 64;
+    const Index groups = executor.is_serial() ? 1 : std::min(tasks, kMaxGroups);
+    executor.parallel_for(groups, [&](Index g) {
+      TileScratch<Acc> scratch;
+      for (Index k = g * tasks / groups; k < (g + 1) * tasks / groups; ++k) {
+        const Index b = k / num_heads;
+        const Index h = k % num_heads;
+        const HeadTask<In, Out, Acc> task = call.head(b, h);
+        TiledHead(rules, call.extent(b), b, h, task, scratch).run();
+      }
+    });
+  } else {
+    executor.parallel_for(tasks, [&](Index k) {
+      const Index b = k / num_heads;
+      const Index h = k % num_heads;
+      reference::attend(rules, call.extent(b), b, h, call.head(b, h));
+    });
+  }
+}
+
+/// The checks of every entry over tensors. Nothing has been written when they throw.
+template <class Scalar, class RuleSet>
+CallExtent check_attention(const char* where, const TensorView<const Scalar>& query,
+                           const TensorView<const Scalar>& key,
+                           const TensorView<const Scalar>& value, const RuleSet& rules,
+                           Index past_len) {
+  for (const TensorView<const Scalar>* tensor : {&query, &key, &value}) {
+    for (const Index size : tensor->sizes) {
+      require(size >= 0, where, ": sizes must not be negative, got ", size);
+    }
+  }
+  require(key.size(0) == query.size(0), where, ": key must have query's batch, got ", key.size(0),
+          " and ", query.size(0));
+  require(value.size(0) == query.size(0), where, ": value must have query's batch, got ",
+          value.size(0), " and ", query.size(0));
+  require(value.size(1) == key.size(1), where, ": value must have as many heads as key, got ",
+          value.size(1), " and ", key.size(1));
+  const bool heads_fit = key.size(1) == 0 ? query.size(1) == 0 : query.size(1) % key.size(1) == 0;
+  require(heads_fit, where, ": the heads of key must divide those of query, got ", key.size(1),
+          " and ", query.size(1));
+  require(key.size(3) == query.size(3), where,
+          ": key.cols() must equal query.cols() (head_dim), got ", key.size(3), " and ",
+          query.size(3));
+  require(value.size(2) == key.size(2), where,
+          ": value.rows() must equal key.rows() (kv_len), got ", value.size(2), " and ",
+          key.size(2));
+  require(past_len >= 0 && past_len <= key.size(2), where,
+          ": past_len must lie between 0 and kv_len, got ", past_len, " and ", key.size(2));
+  const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
+  rules.check(call);
+  return call;
+}
+
+template <class Scalar>
+void check_result(const char* where, const char* name, const TensorView<Scalar>& result,
+                  const std::array<Index, 4>& sizes) {
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    require(result.size(axis) == sizes[axis], where, ": ", name, " must have size ", sizes[axis],
+            " along axis ", static_cast<Index>(axis), ", got ", result.size(axis));
+  }
+  const bool empty = sizes[0] == 0 || sizes[1] == 0 || sizes[2] == 0 || sizes[3] == 0;
+  require(empty || result.data != nullptr, where, ": ", name, ".data must not be null");
+}
+
+template <class T>
+using element_t =
+    std::remove_const_t<std::remove_pointer_t<decltype(tensor_view(std::declval<T&>()).data)>>;
+
+/// The checks of types at every public entry, each with a sentence. A class, so that a wrong call
+/// meets them before anything else: `static_assert(TypesFit<...>::kChecked)`.
+template <class Q, class K, class V, class RuleType>
+struct TypesFit {
+  static_assert(IsRule<RuleType>,
+                "mha: the argument after value must be a mask or score modifier made by one of the "
+                "factories: causal(), lengths(n), keep(boolean matrix), bias(matrix), ...");
+  static_assert(std::is_same_v<Q, K> && std::is_same_v<Q, V>,
+                "mha: query, key and value must share one Scalar");
+  static_assert(AttentionScalar<Q>,
+                "mha: the Scalar of attention must be a real floating-point type: float, double, "
+                "Eigen::half, Eigen::bfloat16, or a number with Eigen NumTraits");
+  static constexpr bool kChecked = true;
+};
+
+}  // namespace detail
+}  // namespace mha
