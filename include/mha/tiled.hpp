@@ -315,6 +315,7 @@ class TiledHead {
   }
 
   static bool all_finite(const MatrixView<const In>& rows) {
+    if (rows.cols == 0) return true;  // there may be no memory at all
     int infinite = 0;
     for (Index j = 0; j < rows.rows; ++j) {
       const In* const first = rows.data + j * rows.row_stride;
