@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+//
+// A trained layer with the activations that entered and left it: x, wq bq wk bk wv bv wo bo as
+// [out, in] (y = x W^T + b), perhaps key_keep_mask (1 = keep), y and attn [batch, head, query,
+// key]. One sequence has no batch axis.
+#include <cstdint>
+#include <cstdlib>
+#include <optional>
+
+#include "case.hpp"
+#include "mha/multi_head.hpp"
+
+namespace mha::conformance {
+namespace {
+
+constexpr double kOutputTolerance = 2e-6;  // times the largest |y|
+constexpr double kWeightTolerance = 1e-5;
+
+struct LayerMask {
+  Array<bool> keep{{1, 1, 1, 1}, true};
+  std::optional<std::vector<Index>> lengths;  ///< if it keeps the first keys of each sequence
+};
+
+LayerMask read_mask(Case& c) {
+  LayerMask mask;
+  if (!c.has("key_keep_mask")) return mask;
+  mask.keep = c.read<bool>("key_keep_mask");
+  const Index keys = mask.keep.columns();
+  mask.keep.shape = {mask.keep.rows().rows(), 1, 1, keys};
+  mask.lengths.emplace();
+  for (Index b = 0; b < mask.keep.size(0); ++b) {
+    const auto row = mask.keep.rows().row(b);
+    const Index n = row.count();
+    if (!row.head(n).all()) {
+      mask.lengths.reset();
+      break;
+    }
+    mask.lengths->push_back(n);
+  }
+  return mask;
+}
+
+/// Weight and bias of one projection; without a bias tensor the layer has none there.
+template <class Linear>
+void read_projection(Case& c, const std::string& which, Linear& linear) {
+  linear.weight = c.read<float>("w" + which).rows().transpose();
+  linear.bias.resize(0);
+  if (c.has("b" + which)) linear.bias = c.read<float>("b" + which).values.transpose();
+}
+
+double largest(const Array<float>& x) {
+  return x.values.size() == 0 ? 0 : static_cast<double>(x.values.cwiseAbs().maxCoeff());
+}
+
+}  // namespace
+
+void run_layer_file(Case& c) {
+  if (c.metadata("for_file") != "") throw Skip("gradients: the library computes forward only");
+  const Array<float> x = c.read<float>("x");
+  if (x.rank() != 2 && x.rank() != 3) throw std::runtime_error("x must have rank 2 or 3");
+  const auto number = [&](const std::string& key) {
+    const std::string text = c.metadata(key, "0");
+    const auto value = static_cast<Index>(std::strtoll(text.c_str(), nullptr, 10));
+    if (value >= 1 && std::to_string(value) == text) return value;
+    throw std::runtime_error(key + ": expected a number of at least 1, got \"" + text + "\"");
+  };
+  MultiHeadConfig config;
+  config.embed_dim = x.columns();
+  config.num_heads = number("heads");
+  config.head_dim = number("head_dim");
+  config.kv_heads = c.shape("wk").at(0) / config.head_dim;
+  if (config.kv_heads == 0) throw std::runtime_error("wk has fewer rows than head_dim");
+  config.value_dim = c.shape("wv").at(0) / config.kv_heads;
+  config.out_dim = c.shape("wo").at(0);
+  MultiHead<float, Eigen::Dynamic> layer(config);
+  read_projection(c, "q", layer.q_proj);
+  read_projection(c, "k", layer.k_proj);
+  read_projection(c, "v", layer.v_proj);
+  read_projection(c, "o", layer.out_proj);
+  const std::string scale = c.metadata("scale");
+  if (!scale.empty() && scale != "1/sqrt(" + std::to_string(config.head_dim) + ")") {
+    throw std::runtime_error("the scale " + scale + " is not known");
+  }
+  const std::string causal_text = c.metadata("causal", "0");
+  if (causal_text != "0" && causal_text != "1") throw std::runtime_error("causal must be 0 or 1");
+  const bool is_causal = causal_text == "1";
+
+  const LayerMask mask = read_mask(c);
+  MultiHeadOptions options;
+  options.batch = x.rank() == 3 ? x.size(0) : 1;
+  options.need_weights = c.has("attn");
+  const auto check_by = [&](const std::string& way, const auto& rule) {
+    const auto result = is_causal ? layer.forward(x.rows(), causal() & rule, options)
+                                  : layer.forward(x.rows(), rule, options);
+    Array<float> y(x.shape);
+    y.shape.back() = config.out_dim;
+    y.values = Eigen::Map<const Vector<float>>(result.output.data(), result.output.size());
+    for (const char* expected : {"y", "y_ort"}) {
+      if (!c.has(expected)) continue;
+      c.check(expected, y, way, kOutputTolerance * largest(c.read<float>(expected)));
+    }
+    if (!options.need_weights) return;
+    Array<float> weights = rounded<float>(result.weights);
+    if (x.rank() == 2) weights.shape.erase(weights.shape.begin());
+    c.check("attn", weights, way, kWeightTolerance);
+  };
+  check_by("keep(mask)", keep(std::as_const(mask.keep).view()));
+  if (mask.lengths) check_by("lengths(n)", lengths(*mask.lengths));
+  if (!c.has("key_keep_mask")) check_by("no rule", All());
+}
+
+}  // namespace mha::conformance
