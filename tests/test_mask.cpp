@@ -114,7 +114,7 @@ TEST_CASE("a window of one key is the query's own", "[mask][window][regression]"
   CHECK(picture(mha::window_keys(1), 4, 4) == "x... .x.. ..x. ...x");
 }
 
-TEST_CASE("-1 leaves a side of the window open", "[mask][window]") {
+TEST_CASE("a window side of -1 is open", "[mask][window]") {
   CHECK(picture(mha::window(-1, 0), 3, 3) == "x.. xx. xxx");
   CHECK(picture(mha::window(0, -1), 3, 3) == "xxx .xx ..x");
   CHECK(picture(mha::window(-1, -1), 2, 3) == "xxx xxx");
@@ -170,12 +170,12 @@ TEST_CASE("query_offset says where a window's queries stand and hides nothing by
   CHECK(picture(rule, sizes, 1) == ".xx. ..xx");
 }
 
-TEST_CASE("of several rules that place the queries the first decides about the window",
-          "[mask][window][causal]") {
+TEST_CASE("query_offset places causal too, in either order", "[mask][window][causal]") {
   CHECK(picture(mha::query_offset(2) & mha::causal() & mha::window(2, 0), 4, 4) ==
-        "x... .x.. ..x. ...x");
+        "xxx. .xxx ..xx ...x");
   CHECK(picture(mha::causal() & mha::query_offset(2) & mha::window(1, 0), 4, 4) ==
-        "x... xx.. .xx. ..xx");
+        ".xx. ..xx ...x ....");
+  CHECK(picture(mha::causal() & mha::query_offset(2), 2, 4) == "xxx. xxxx");
 }
 
 TEST_CASE("a window refuses sizes below -1", "[mask][window][errors]") {
@@ -321,7 +321,7 @@ TEST_CASE("a mask refers to a named matrix and owns a temporary", "[mask][keep]"
   CHECK(picture(owns_expression & mha::causal(), 2, 2) == "x. xx");
 }
 
-TEST_CASE("a mask tensor speaks per sequence and per head; an axis of size 1 serves all",
+TEST_CASE("a mask tensor speaks per sequence and per head, an axis of size 1 for all",
           "[mask][keep]") {
   const PictureSizes sizes{2, 3, 0, 2, 2};
   Tensor<bool> full({2, 2, 2, 3});

@@ -214,7 +214,7 @@ TEST_CASE("a bias may be of another floating-point type than the data", "[score]
   CHECK(score_of<float>(1, mha::bias(matrix_of<Eigen::half>({{-kInfinity}}))) == -kInfinity);
 }
 
-TEST_CASE("a bias vector is one number per key; expressions and temporaries are kept",
+TEST_CASE("a bias vector is one number per key, expressions and temporaries are kept",
           "[score][bias]") {
   const Eigen::RowVectorXd row = log_row<double>({1, 3}).row(0);
   const Eigen::VectorXd column = row.transpose();

@@ -278,7 +278,7 @@ TEST_CASE("split_heads refuses counts that do not divide the matrix, and says bo
   CHECK_THROWS_WITH(mha::split_heads(m, 2, -1), ContainsSubstring("got -1 and 6"));
 }
 
-TEST_CASE("an Eigen::Tensor of either layout is viewed as [batch, head, token, channel]",
+TEST_CASE("an Eigen::Tensor of either layout is viewed as batch, head, token, channel",
           "[types][tensor]") {
   const Strides sizes{2, 3, 4, 5};
   Eigen::Tensor<double, 4, Eigen::ColMajor> col_major(2, 3, 4, 5);
@@ -346,8 +346,8 @@ TEST_CASE("a half becomes a double exactly", "[types]") {
   CHECK(mha::detail::convert<float>(Eigen::half(65504.F)) == 65504.F);
 }
 
-TEMPLATE_TEST_CASE("-infinity is told from every other number by its bits", "[types][floating]",
-                   float, double, long double, Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("minus infinity is told from every other number by its bits",
+                   "[types][floating]", float, double, long double, Eigen::half, Eigen::bfloat16) {
   using Limits = Eigen::NumTraits<TestType>;
   const TestType infinity = Limits::infinity();
   CHECK(mha::detail::is_minus_infinity(TestType(-infinity)));
