@@ -124,7 +124,6 @@ void check_masked_do_not_matter(const RuleType& rule) {
 // The rule allows nothing: outputs and weights are 0, lse is -inf.
 template <class Scalar, class RuleType>
 void check_nothing_allowed(const RuleType& rule) {
-  using Acc = mha::accumulator_t<Scalar>;
   Inputs<Scalar> inputs;
   inputs.spoil_masked();
   const auto result = mha::scaled_dot_product_attention_forward(

@@ -17,6 +17,7 @@ using mha::MultiHeadConfig;
 using mha::Tensor;
 using mha::test::cast_to;
 using mha::test::HasBitsOf;
+using mha::test::inner_tolerance;
 using mha::test::IsClose;
 using mha::test::layer_tolerance;
 using mha::test::plain_layer;
@@ -201,10 +202,9 @@ TEMPLATE_TEST_CASE("every scalar type agrees with plain loops in double", "[mult
   STATIC_REQUIRE(std::is_same_v<typename decltype(result.output)::Scalar, TestType>);
   STATIC_REQUIRE(
       std::is_same_v<typename decltype(result.lse)::Scalar, mha::accumulator_t<TestType>>);
-  const double tolerance = layer_tolerance(layer, 5);
-  CHECK_THAT(result.output, IsClose(expected.output, tolerance));
+  CHECK_THAT(result.output, IsClose(expected.output, layer_tolerance(layer, 5)));
   // Neither weights nor lse are rounded to the 16-bit type.
-  const double inner = tolerance - 4 * mha::test::eps_of<TestType>();
+  const double inner = inner_tolerance(layer, 5);
   CHECK_THAT(result.lse, IsClose(expected.lse, inner));
   CHECK_THAT(result.weights.matrix(0, 0), IsClose(expected.weights[0], inner));
   CHECK_THAT(result.weights.matrix(0, 1), IsClose(expected.weights[1], inner));

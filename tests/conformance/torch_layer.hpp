@@ -28,6 +28,10 @@ class TokenLayout {
   /// The tokens as rows, sequence after sequence.
   template <class T>
   Matrix<T> rows(const Array<T>& x) const {
+    if (x.rank() != (has_batch() ? 3U : 2U)) {
+      throw std::runtime_error("a tensor of shape " + shape_text(x.shape) +
+                               " does not have the layout's axes");
+    }
     Matrix<T> result(x.rows().rows(), x.columns());
     for (Index r = 0; r < result.rows(); ++r) result.row(r) = x.rows().row(row_of(x.shape, r));
     return result;
