@@ -124,8 +124,14 @@ class ThreadPool {
       next_ = count_;
       done_.wait(lock, [this] { return running_ == 0; });
     }
-    void rethrow_error() const {
-      if (error_) rethrow(error_);
+    /// Hands the error over, so that no helper that ends later destroys it.
+    void rethrow_error() {
+      std::exception_ptr error;
+      {
+        const std::lock_guard lock(mutex_);
+        error = std::exchange(error_, nullptr);
+      }
+      if (error) rethrow(error);
     }
 
    private:

@@ -32,8 +32,10 @@ void set_minus_infinity(Scalar& x) {
     const std::uint64_t bits = 0xFFF0000000000000u;
     std::memcpy(&x, &bits, sizeof(x));
   } else {
-    // Not NumTraits' infinity and highest: these are 0 for numbers without std::numeric_limits.
-    x = Scalar(-std::numeric_limits<double>::infinity());
+    // Not NumTraits' infinity: it is 0 for numbers without std::numeric_limits.
+    double infinity;
+    set_minus_infinity(infinity);
+    x = Scalar(infinity);
   }
 }
 
