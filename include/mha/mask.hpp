@@ -83,7 +83,7 @@ class Grid {
 
   /// A matrix [query, key]; a vector is one number per key, the same for every query.
   template <EigenDense M>
-  explicit Grid(M&& m) {
+  explicit Grid(M&& m) {  // NOLINT(bugprone-forwarding-reference-overload): not for a Grid
     using Plain = std::remove_cvref_t<M>;
     if constexpr (EigenInMemory<M> && std::is_lvalue_reference_v<M>) {
       view_ = as_tensor(MatrixView<const Scalar>(matrix_view(m)));

@@ -85,7 +85,7 @@ class Safetensors {
 
  private:
   Safetensors(std::vector<std::byte> bytes, detail::HeaderReader&& header, std::size_t data_at,
-              const std::string& path);
+              std::string path);
   template <class Scalar, class Output>
   void copy_to(const std::string& name, Output output) const;
   [[noreturn]] void fail_at(const std::byte* at, const std::string& problem) const;
@@ -97,8 +97,8 @@ class Safetensors {
 };
 
 inline Safetensors::Safetensors(std::vector<std::byte> bytes, detail::HeaderReader&& header,
-                                std::size_t data_at, const std::string& path)
-    : path_(path),
+                                std::size_t data_at, std::string path)
+    : path_(std::move(path)),
       bytes_(std::make_shared<const std::vector<std::byte>>(std::move(bytes))),
       metadata_(std::move(header.metadata)) {
   for (auto& [name, entry] : header.tensors) {
