@@ -276,6 +276,32 @@ TEMPLATE_TEST_CASE("NaN and infinity behind all kinds of masks at once change no
   }
 }
 
+TEMPLATE_TEST_CASE(
+    "NaN and infinity in masked keys and values change nothing, whatever their strides",
+    "[poison][strides]", float, double, Eigen::half) {
+  using ColMajor = Eigen::Matrix<TestType, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
+  const Inputs<TestType> x(kOneTile);
+  const auto rule = mha::causal();
+  const auto attend = [&](const auto& key, const auto& value) {
+    return scaled_dot_product_attention(x.query, key, value, rule);
+  };
+  const auto before = attend(x.key, x.value);
+  const Index seen = kOneTile.query_len;  // keys from here on are seen by no row
+  ColMajor key = x.key;
+  ColMajor value = x.value;
+  for (const TestType poison : {nan_of<TestType>(), infinity_of<TestType>()}) {
+    key.bottomRows(kOneTile.kv_len - seen).setConstant(poison);
+    value.bottomRows(kOneTile.kv_len - seen).setConstant(poison);
+    CHECK_THAT(attend(key, value), mha::test::HasBitsOf(before));
+    // One entry of a value that the last row alone may see.
+    ColMajor touched = value;
+    touched(seen - 1, 2) = poison;
+    const auto after = attend(key, touched);
+    CHECK_FALSE(mha::detail::is_finite(after(seen - 1, 2)));
+    for (Index i = 0; i + 1 < seen; ++i) REQUIRE(equal_row(after, before, i));
+  }
+}
+
 TEMPLATE_TEST_CASE("a NaN query disturbs no other row", "[poison]", float, double, Eigen::half) {
   Inputs<TestType> x(kTiles);
   const auto before = x.attend(mha::causal());
