@@ -33,7 +33,7 @@ void set_minus_infinity(Scalar& x) {
     std::memcpy(&x, &bits, sizeof(x));
   } else {
     // Not NumTraits' infinity: it is 0 for numbers without std::numeric_limits.
-    double infinity;
+    double infinity = 0;
     set_minus_infinity(infinity);
     x = Scalar(infinity);
   }
