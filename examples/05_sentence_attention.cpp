@@ -79,7 +79,7 @@ void show(const std::string& text, const std::string& page_path) {
   examples::load_attention(attention, file, "");
   const auto result = attention.forward(layer_input(file, sentence.tokens), {.need_weights = true});
   std::vector<mha::Matrix<float>> heads;
-  for (mha::Index h = 0; h < 4; ++h) heads.push_back(result.weights.matrix(0, h));
+  for (mha::Index h = 0; h < 4; ++h) heads.emplace_back(result.weights.matrix(0, h));
 
   std::cout << text << "\n";
   for (const std::string& note : sentence.notes) std::cout << note << "\n";

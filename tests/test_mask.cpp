@@ -16,7 +16,6 @@ using mha::Index;
 using mha::IndexList;
 using mha::Matrix;
 using mha::Tensor;
-using mha::TensorView;
 using mha::test::ContainsSubstring;
 using mha::test::HasBitsOf;
 using mha::test::picture;

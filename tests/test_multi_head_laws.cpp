@@ -129,10 +129,13 @@ TEST_CASE("without an output bias a query that may attend to nothing gives 0",
 
 TEST_CASE("extra keys stay when all others are masked", "[multi_head][mask]") {
   const bool zero = GENERATE(false, true);
-  CAPTURE(zero);
+  const bool by_length = GENERATE(false, true);
+  CAPTURE(zero, by_length);
   const auto layer = small_layer<double>({.add_bias_kv = true, .add_zero_attn = zero});
   const Tokens x = random_matrix<double>(4, 6, 1);
-  const auto result = layer.forward(x, mha::lengths(0), {.need_weights = true});
+  const Matrix<bool> all = Matrix<bool>::Constant(4, 4, true);
+  const auto result = by_length ? layer.forward(x, mha::lengths(0), {.need_weights = true})
+                                : layer.forward(x, mha::ignore(all), {.need_weights = true});
   PlainCall call;
   call.allowed = [](Index, Index, Index) { return false; };
   const auto expected = plain_layer(layer, x, x, x, call);

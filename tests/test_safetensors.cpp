@@ -637,7 +637,7 @@ TEST_CASE("a file on disk reads as from memory", "[safetensors]") {
 TEST_CASE("what is not a readable file is refused with its path", "[safetensors]") {
   const Folder folder;
   const auto read_failure = [](const std::string& path) {
-    const std::string message = failure([&] { (void)Safetensors::read(path); });
+    std::string message = failure([&] { (void)Safetensors::read(path); });
     CHECK_THAT(message, ContainsSubstring("mha::io::Safetensors::read: " + path + ": byte 0: "));
     return message;
   };
@@ -657,7 +657,7 @@ TEST_CASE("what is not a readable file is refused with its path", "[safetensors]
 
 TEST_CASE("a huge file of something else is refused before memory is taken", "[safetensors]") {
   const Folder folder;
-  const auto sparse = [&](Bytes begin, std::uintmax_t size) {
+  const auto sparse = [&](const Bytes& begin, std::uintmax_t size) {
     store(folder / "sparse.st", begin);
     std::error_code error;
     fs::resize_file(folder / "sparse.st", size, error);  // takes no disk where it works

@@ -7,6 +7,7 @@
 
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
@@ -70,8 +71,8 @@ class Difference {
 template <class Expected>
 class IsClose {
  public:
-  IsClose(const Expected& expected, double tolerance)
-      : expected_(expected), tolerance_(tolerance) {}
+  IsClose(Expected expected, double tolerance)
+      : expected_(std::move(expected)), tolerance_(tolerance) {}
 
   template <class Actual>
   bool match(const Actual& actual) const {
@@ -103,7 +104,7 @@ class IsClose {
 template <class Expected>
 class HasBitsOf {
  public:
-  explicit HasBitsOf(const Expected& expected) : expected_(expected) {}
+  explicit HasBitsOf(Expected expected) : expected_(std::move(expected)) {}
 
   template <class Actual>
   bool match(const Actual& actual) const {
