@@ -123,7 +123,6 @@ class Rules final : public Rule {
   static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
   static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);
   static constexpr bool kHasSoftcap = (detail::HasSoftcap<Parts> || ...);
-  static constexpr bool kHasSink = (detail::HasSink<Parts> || ...);
   /// Nothing but key ranges decides who may attend.
   static constexpr bool only_ranges() { return !kHasAllowed && !kScoreMayMask; }
 
