@@ -112,7 +112,7 @@ TEST_CASE("sequences of very different lengths give the bits of one thread", "[e
 }
 
 TEST_CASE("anything with parallel_for serves as an executor", "[executor]") {
-  const Inputs<float> x(2, 3, 3, 20, 30);
+  const Inputs<float> x(2, 3, 3, 200, 1000);  // enough work to be worth handing out
   const auto serial = x.attend(mha::causal());
   Backwards backwards;
   check_same_bits(x.attend(mha::causal(), backwards), serial);

@@ -17,8 +17,9 @@ struct AttentionOptions {
   Index past_len = 0;  ///< leading keys that come from a cache: query row 0 follows them
   bool need_weights =
       false;  ///< return the weights; changes no other number; query_len x kv_len memory
-  bool need_lse = false;  ///< return the log of each row's softmax denominator
-  Executor executor{};    ///< who computes; the calling thread if not given
+  bool need_lse = false;           ///< return the log of each row's softmax denominator
+  Executor executor{};             ///< who computes; the calling thread if not given
+  Workspace* workspace = nullptr;  ///< memory of yours to work in; else the call's own
 };
 
 /// What attention_forward() returns.
@@ -76,7 +77,7 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
   }
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
                                            options.past_len},
-                 rules, options.executor);
+                 rules, options.executor, options.workspace);
 }
 
 template <class Scalar, TensorLike Q, TensorLike K, TensorLike V>
@@ -116,7 +117,7 @@ template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
   if (options.need_lse) result.lse = Tensor<accumulator_t<Scalar>>(sized(1));
   detail::attend(detail::BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(),
                                            result.lse.view(), options.past_len},
-                 rules, options.executor);
+                 rules, options.executor, options.workspace);
   return result;
 }
 
@@ -180,7 +181,7 @@ template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
       detail::BatchTask<Scalar>{q, k, v, detail::as_tensor(matrix_view(result.output)),
                                 detail::as_tensor(matrix_view(result.weights)),
                                 detail::as_tensor(matrix_view(result.lse)), options.past_len},
-      rules, options.executor);
+      rules, options.executor, options.workspace);
   return result;
 }
 

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: MIT
 //
 // A whole call: many heads of many sequences. Its checks, and how it is cut into heads and
-// computed, in tiled.hpp (float, double, 16-bit types) or reference.hpp (every other scalar). What
+// computed: by the kernels (float, double, 16-bit types), without them by tiled.hpp, or by
+// reference.hpp (every other scalar). What
 // attention.hpp and multi_head.hpp share.
 #pragma once
 
 #include <vector>
 
 #include "mha/executor.hpp"
+#include "mha/kernels/attend.hpp"
+#include "mha/reference.hpp"
 #include "mha/score.hpp"
+#if !MHA_KERNELS
 #include "mha/tiled.hpp"
+#endif
 
-namespace mha {
-namespace detail {
+namespace mha::detail {
 
 /// Where one sequence lies among the rows.
 struct Segment {
@@ -39,6 +43,9 @@ struct BatchTask {
   Index batch() const {
     return segments.empty() ? query.size(0) : static_cast<Index>(segments.size());
   }
+  /// Of the longest sequence.
+  Index query_len() const { return longest(query, &Segment::query_len); }
+  Index kv_len() const { return longest(key, &Segment::kv_len); }
   Segment segment(Index b) const {
     if (segments.empty()) return {0, query.size(2), 0, key.size(2)};
     return segments[static_cast<std::size_t>(b)];
@@ -62,34 +69,44 @@ struct BatchTask {
     if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     return task;
   }
+
+ private:
+  Index longest(const TensorView<const In>& tensor, Index Segment::*len) const {
+    if (segments.empty()) return tensor.size(2);
+    Index most = 0;
+    for (const Segment& s : segments) most = std::max(most, s.*len);
+    return most;
+  }
 };
+
+/// Scalars that the kernels, or Eigen's products, compute in.
+template <class Acc>
+inline constexpr bool has_fast_path = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
 
 /// Every head of every sequence. Task k is head k % num_heads of sequence k / num_heads.
 template <class In, class Out, class Acc, class RuleSet>
-void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor) {
-  const Index num_heads = call.query.size(1);
-  const Index tasks = call.batch() * num_heads;
-  if constexpr (is_tiled<Acc>) {
-    // Consecutive heads share their tiles' memory. With an executor there are as many groups as
-    // keep it busy; how heads are grouped changes no result.
-    constexpr Index kMaxGroups = 64;
-    const Index groups = executor.is_serial() ? 1 : std::min(tasks, kMaxGroups);
-    executor.parallel_for(groups, [&](Index g) {
-      TileScratch<Acc> scratch;
-      for (Index k = g * tasks / groups; k < (g + 1) * tasks / groups; ++k) {
-        const Index b = k / num_heads;
-        const Index h = k % num_heads;
-        const HeadTask<In, Out, Acc> task = call.head(b, h);
-        TiledHead(rules, call.extent(b), b, h, task, scratch).run();
-      }
-    });
-  } else {
-    executor.parallel_for(tasks, [&](Index k) {
-      const Index b = k / num_heads;
-      const Index h = k % num_heads;
-      reference::attend(rules, call.extent(b), b, h, call.head(b, h));
-    });
+void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
+            [[maybe_unused]] Workspace* workspace) {
+#if MHA_KERNELS
+  if constexpr (has_fast_path<Acc>) {
+    kernels::attend<In, Out, Acc>(call, rules, executor, workspace);
+    return;
   }
+#endif
+  const Index num_heads = call.query.size(1);
+  executor.parallel_for(call.batch() * num_heads, [&](Index k) {
+    const Index b = k / num_heads;
+    const Index h = k % num_heads;
+    const HeadTask<In, Out, Acc> task = call.head(b, h);
+#if !MHA_KERNELS
+    if constexpr (has_fast_path<Acc>) {
+      TileScratch<Acc> scratch;
+      TiledHead(rules, call.extent(b), b, h, task, scratch).run();
+      return;
+    }
+#endif
+    reference::attend(rules, call.extent(b), b, h, task);
+  });
 }
 
 /// The checks of every entry over tensors. Nothing has been written when they throw.
@@ -155,5 +172,4 @@ struct TypesFit {
   static constexpr bool kChecked = true;
 };
 
-}  // namespace detail
-}  // namespace mha
+}  // namespace mha::detail

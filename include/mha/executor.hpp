@@ -50,9 +50,18 @@ class Executor {
       : pool_(const_cast<void*>(static_cast<const void*>(&pool))),
         run_([](void* p, Index count, const TaskFunction& f) {
           static_cast<Pool*>(p)->parallel_for(count, f);
-        }) {}
+        }) {
+    if constexpr (requires { Index{pool.num_threads()}; }) {
+      concurrency_ = std::max<Index>(pool.num_threads(), 1);
+    } else {
+      concurrency_ = kUnknownConcurrency;
+    }
+  }
 
   bool is_serial() const noexcept { return run_ == nullptr; }
+  /// How many tasks are worth being handed out at a time: the pool's num_threads(), if it has such
+  /// a member.
+  Index concurrency() const noexcept { return concurrency_; }
 
   /// f(0), ..., f(count - 1), all done on return.
   template <class F>
@@ -65,7 +74,9 @@ class Executor {
   }
 
  private:
+  static constexpr Index kUnknownConcurrency = 16;
   void* pool_ = nullptr;
+  Index concurrency_ = 1;
   void (*run_)(void*, Index, const TaskFunction&) = nullptr;
 };
 

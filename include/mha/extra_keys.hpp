@@ -17,6 +17,9 @@ class ExtraKeys {
  public:
   static constexpr bool kModifiesScore = RuleSet::kModifiesScore;
   static constexpr bool kScoreMayMask = RuleSet::kScoreMayMask;
+  static constexpr bool kMayMask = true;
+  template <class T>
+  static constexpr bool kTakesLanes = false;
   static constexpr bool kHasSoftcap = RuleSet::kHasSoftcap;
 
   /// @param bias_key   the last key of each sequence is bias_k: always allowed

@@ -322,8 +322,8 @@ class MultiHead {
                                 split_heads(lse, c.num_heads),
                                 options.past_len,
                                 std::move(segments)};
-    detail::attend(call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn),
-                   options.executor);
+    detail::attend(call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options.executor,
+                   nullptr);
     detail::project<Acc>(MatrixView<const Acc>(matrix_view(concat)), out_proj,
                          matrix_view(result.output), options.executor);
 

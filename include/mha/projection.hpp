@@ -4,9 +4,9 @@
 // in; the loaders transpose), a plain row-major Eigen matrix that you may read and write.
 #pragma once
 
+#include "mha/batch.hpp"
 #include "mha/executor.hpp"
 #include "mha/product.hpp"
-#include "mha/tiled.hpp"
 
 namespace mha {
 
@@ -125,7 +125,7 @@ void project(const MatrixView<const In>& x, const Linear& linear, const MatrixVi
   executor.parallel_for(tiles, [&](Index t) {
     const Index row = t * kProjectionTile;
     const Index rows = std::min(kProjectionTile, x.rows - row);
-    if constexpr (is_tiled<Acc>) {
+    if constexpr (has_fast_path<Acc>) {
       project_tile<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
     } else {
       project_plain<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));

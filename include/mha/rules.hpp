@@ -11,6 +11,9 @@
 //   Scalar   score(score, extent, b, h, i, j)    the modified score; needs also
 //            static constexpr bool kModifiesScore = true;    and, if -inf is to mask,
 //            static constexpr bool kScoreMayMask = true;
+//            and, to be called with whole vectors where scores are of type T (lanes.hpp):
+//   Lanes<T> score_lanes(Lanes<T> score, extent, b, h, Lanes<int> i, Lanes<int> j)
+//            with  template <class T> static constexpr bool kTakesLanes = true;
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call
@@ -22,6 +25,7 @@
 #include <optional>
 #include <tuple>
 
+#include "mha/lanes.hpp"
 #include "mha/types.hpp"
 
 namespace mha {
@@ -83,6 +87,12 @@ template <class R>
 concept HasMaskingScore = HasScore<R> && requires {
   requires R::kScoreMayMask;
 };
+/// Those with a score() over whole vectors, for scores of type T: score_lanes(Lanes<T>, extent, b,
+/// h, Lanes<int> i, Lanes<int> j).
+template <class R, class T>
+concept HasLanesScore = HasScore<R> && requires {
+  requires R::template kTakesLanes<T>;
+};
 template <class R>
 concept HasOffset = requires(const R& r, const Extent& e) {
   r.offset(e, Index{});
@@ -123,6 +133,13 @@ class Rules final : public Rule {
   static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
   static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);
   static constexpr bool kHasSoftcap = (detail::HasSoftcap<Parts> || ...);
+  /// Something beside key ranges may decide who may attend.
+  static constexpr bool kMayMask = kHasAllowed || kScoreMayMask;
+  /// Scores of type T are modified by whole vectors.
+  template <class T>
+  static constexpr bool kTakesLanes =
+      kModifiesScore && !kHasAllowed &&
+      ((!detail::HasScore<Parts> || detail::HasLanesScore<Parts, T>)&&...);
   /// Nothing but key ranges decides who may attend.
   static constexpr bool only_ranges() { return !kHasAllowed && !kScoreMayMask; }
 
@@ -194,6 +211,17 @@ class Rules final : public Rule {
     each([&](const auto& part) {
       if constexpr (detail::HasScore<std::remove_cvref_t<decltype(part)>>) {
         s = part.score(s, extent, b, h, i, j);
+      }
+    });
+    return s;
+  }
+
+  template <class T>
+  Lanes<T> score_lanes(Lanes<T> s, const Extent& extent, Index b, Index h, const Lanes<int>& i,
+                       const Lanes<int>& j) const {
+    each([&](const auto& part) {
+      if constexpr (detail::HasScore<std::remove_cvref_t<decltype(part)>>) {
+        s = part.score_lanes(s, extent, b, h, i, j);
       }
     });
     return s;

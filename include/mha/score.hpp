@@ -133,12 +133,24 @@ class Alibi : public Rule {
                Index j) const {
     const Index ahead = i + extent.kv_len - extent.query_len - j;
     const auto distance = detail::convert<Scalar>(static_cast<double>(ahead < 0 ? -ahead : ahead));
-    if (slopes_.size() == 0)
-      return s - Scalar(detail::convert<Scalar>(extent.alibi_slope) * distance);
-    return s - Scalar(detail::convert<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h)) * distance);
+    return s - Scalar(slope<Scalar>(extent, h) * distance);
+  }
+  template <class Scalar>
+  static constexpr bool kTakesLanes = true;
+  template <class Scalar>
+  Lanes<Scalar> score_lanes(const Lanes<Scalar>& s, const Extent& extent, Index /*b*/, Index h,
+                            const Lanes<int>& i, const Lanes<int>& j) const {
+    const int shift = static_cast<int>(extent.kv_len - extent.query_len);
+    return s - slope<Scalar>(extent, h) * abs(i + shift - j);
   }
 
  private:
+  template <class Scalar>
+  Scalar slope(const Extent& extent, Index h) const {
+    if (slopes_.size() == 0) return detail::convert<Scalar>(extent.alibi_slope);
+    return detail::convert<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h));
+  }
+
   Vector<T> slopes_;
 };
 
@@ -166,6 +178,19 @@ template <class T>
   }
 }
 
+namespace detail {
+
+/// Is F a function over Lanes<T>? Asked by its signature alone: a generic lambda is not one, since
+/// asking it would compile its body.
+template <class F, class T>
+concept TakesLanes = requires {
+  &F::operator();
+}
+&&std::is_invocable_r_v<Lanes<T>, const F&, const Lanes<T>&, Index, Index, const Lanes<int>&,
+                        const Lanes<int>&>;
+
+}  // namespace detail
+
 /// score_mod(f).
 template <class F>
 class ScoreFunction : public Rule {
@@ -175,11 +200,21 @@ class ScoreFunction : public Rule {
 
   explicit ScoreFunction(F f) : f_(std::move(f)) {}
   template <class Scalar>
-  Scalar score(const Scalar& s, const Extent& /*extent*/, Index b, Index h, Index i,
-               Index j) const {
-    static_assert(std::is_invocable_v<const F&, Scalar, Index, Index, Index, Index>,
-                  "mha::score_mod: the function must take (score, b, h, i, j)");
-    return static_cast<Scalar>(f_(s, b, h, i, j));
+  Scalar score(const Scalar& s, const Extent& extent, Index b, Index h, Index i, Index j) const {
+    if constexpr (detail::TakesLanes<F, Scalar>) {
+      return score_lanes<Scalar>(s, extent, b, h, static_cast<int>(i), static_cast<int>(j))[0];
+    } else {
+      static_assert(std::is_invocable_v<const F&, Scalar, Index, Index, Index, Index>,
+                    "mha::score_mod: the function must take (score, b, h, i, j)");
+      return static_cast<Scalar>(f_(s, b, h, i, j));
+    }
+  }
+  template <class Scalar>
+  static constexpr bool kTakesLanes = detail::TakesLanes<F, Scalar>;
+  template <class Scalar>
+  Lanes<Scalar> score_lanes(const Lanes<Scalar>& s, const Extent& /*extent*/, Index b, Index h,
+                            const Lanes<int>& i, const Lanes<int>& j) const {
+    return f_(s, b, h, i, j);
   }
 
  private:
@@ -189,7 +224,8 @@ class ScoreFunction : public Rule {
 /// f(score, b, h, i, j): the new score of query row i and key row j in head h of sequence b, given
 /// the scaled (and capped) one in the accumulator type. A result of -inf masks the key. Called for
 /// every allowed pair, in any order, perhaps more than once, from several threads if an executor is
-/// given.
+/// given. A function over Lanes (lanes.hpp) is called with sixteen queries or keys at once, among
+/// them pairs that a mask beside it excludes.
 template <class F>
 [[nodiscard]] auto score_mod(F f) {
   return ScoreFunction<F>(std::move(f));

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+//
+// A whole call on the kernels: how it is cut into tasks, and who computes them in which memory. A
+// task is a tile of queries of one head, or, in decoding, the few query rows that share a key head.
+// Tasks write their own rows and read nothing of each other's, so that neither their order nor the
+// number of threads changes a bit.
+#pragma once
+
+#include <atomic>
+
+#include "mha/executor.hpp"
+#include "mha/kernels/few_rows.hpp"
+#include "mha/workspace.hpp"
+
+#if MHA_KERNELS
+
+namespace mha::kernels {
+
+/// Calls of at most this many queries are computed by FewRows: with fewer than five of sixteen lanes
+/// in use, lanes of keys are faster (measured at head_dim 64 and 128, 512 to 4096 keys).
+inline constexpr Index kFewQueries = 4;
+
+/// Multiply-adds that are worth waking another thread: about 10 microseconds of them.
+inline constexpr double kWorkPerThread = 1e6;
+
+/// How many workers share `tasks` tasks of so much work.
+inline Index workers_for(Index tasks, double multiply_adds, const Executor& executor) {
+  if (executor.is_serial()) return 1;
+  const double worth = 1 + multiply_adds / kWorkPerThread;
+  Index workers = std::min(tasks, executor.concurrency());
+  if (worth < static_cast<double>(workers)) workers = static_cast<Index>(worth);
+  return std::max<Index>(workers, 1);
+}
+
+/// f(k, worker) for every task k, by `workers` workers that take one after the other.
+template <class F>
+void share(Index tasks, Index workers, const Executor& executor, const F& f) {
+  if (workers <= 1) {
+    for (Index k = 0; k < tasks; ++k) f(k, 0);
+    return;
+  }
+  std::atomic<Index> next{0};
+  executor.parallel_for(workers, [&](Index worker) {
+    for (Index k = next.fetch_add(1); k < tasks; k = next.fetch_add(1)) f(k, worker);
+  });
+}
+
+/// Tiles of queries: as many as needed, as equal as possible in units of 16 lanes (8 doubles).
+template <class T>
+struct QueryTiles {
+  Index count;
+  Index width;
+  explicit QueryTiles(Index query_len) {
+    constexpr Index kGroup = kLanes<T> / 4;
+    const Index groups = (query_len + kGroup - 1) / kGroup;
+    count = (groups + 3) / 4;
+    width = count == 0 ? 0 : (groups + count - 1) / count * kGroup;
+  }
+};
+
+/// Bytes that one worker needs.
+template <class T>
+std::size_t worker_bytes(const TileSizes& sizes, bool few, Index rows) {
+  Arena arena(nullptr);
+  if (few) {
+    FewRowsMemory<T> memory(sizes, rows, arena);
+  } else {
+    QueryTileMemory<T> memory(sizes, arena);
+  }
+  return arena.used();
+}
+
+/// What a call comes to: its tasks and its memory.
+template <class T>
+struct Plan {
+  bool few = false;
+  Index heads_per_task = 1;
+  Index parts = 1;  ///< tasks per sequence and head (per key head, if few)
+  Index tasks = 0;
+  Index workers = 1;
+  TileSizes sizes;
+  std::size_t bytes_per_worker = 0;
+
+  /// @param query_len, kv_len  the longest
+  Plan(Index batch, Index num_heads, Index kv_heads, Index query_len, Index kv_len, Index head_dim,
+       Index value_dim, bool converts, const Executor& executor)
+      : sizes{head_dim, value_dim, kv_len, converts} {
+    if (batch == 0 || num_heads == 0 || query_len == 0) return;
+    const Index group_size = num_heads / kv_heads;
+    few = query_len <= kFewQueries;
+    if (few) {
+      heads_per_task = std::min(group_size, kFewRows / query_len);
+      parts = (group_size + heads_per_task - 1) / heads_per_task;
+      tasks = batch * kv_heads * parts;
+    } else {
+      parts = QueryTiles<T>(query_len).count;
+      tasks = batch * num_heads * parts;
+    }
+    const double work = static_cast<double>(batch) * static_cast<double>(num_heads) *
+                        static_cast<double>(query_len) * static_cast<double>(kv_len) *
+                        static_cast<double>(head_dim + value_dim);
+    workers = workers_for(tasks, work, executor);
+    bytes_per_worker = worker_bytes<T>(sizes, few, heads_per_task * query_len);
+  }
+  std::size_t bytes() const { return static_cast<std::size_t>(workers) * bytes_per_worker; }
+};
+
+/// Computes a call. `Call` is detail::BatchTask.
+template <class In, class Out, class T, class Call, class RuleSet>
+void attend(const Call& call, const RuleSet& rules, const Executor& executor,
+            Workspace* workspace) {
+  const Target which = target();
+  const Kernels<T>& kernels = table<T>(which);
+  const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);
+  const Index num_heads = call.query.size(1);
+  const Index kv_heads = call.key.size(1);
+  const Plan<T> plan(call.batch(), num_heads, kv_heads, call.query_len(), call.kv_len(),
+                     call.query.size(3), call.value.size(3), !std::is_same_v<In, T>, executor);
+  if (plan.tasks == 0) return;
+  const mha::detail::CallMemory memory(workspace, plan.bytes());
+
+  const auto head_at = [&](Index b, Index h) {
+    return Head<In, Out, T>{kernels, calls, calls.placed(calls.rules, call.extent(b), b, h),
+                            b,       h,     call.head(b, h)};
+  };
+  const auto arena_of = [&](Index worker) {
+    return Arena(memory.data() + static_cast<std::size_t>(worker) * plan.bytes_per_worker);
+  };
+  if (plan.few) {
+    share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {
+      const Index b = k / (kv_heads * plan.parts);
+      const Index group_size = num_heads / kv_heads;
+      const Index kv_head = k / plan.parts % kv_heads;
+      const Index first = k % plan.parts * plan.heads_per_task;
+      const Index heads = std::min(plan.heads_per_task, group_size - first);
+      const Index query_len = call.extent(b).query_len;
+      if (query_len == 0) return;
+      alignas(Head<In, Out, T>)
+          std::byte raw[static_cast<std::size_t>(kFewRows) * sizeof(Head<In, Out, T>)];
+      auto* const all = reinterpret_cast<Head<In, Out, T>*>(raw);
+      for (Index n = 0; n < heads; ++n) {
+        new (all + n) Head<In, Out, T>(head_at(b, kv_head * group_size + first + n));
+      }
+      Arena arena = arena_of(worker);
+      const FewRowsMemory<T> parts(plan.sizes, plan.heads_per_task * call.query_len(), arena);
+      FewRows<In, Out, T>(all, heads, query_len, parts).run();
+    });
+  } else {
+    share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {
+      const Index b = k / (num_heads * plan.parts);
+      const Index h = k / plan.parts % num_heads;
+      const Head<In, Out, T> head = head_at(b, h);
+      // The last tile first: under a causal rule it has the most to do.
+      const Index tile = plan.parts - 1 - k % plan.parts;
+      const QueryTiles<T> tiles(head.extent.query_len);
+      const Index first = tile * tiles.width;
+      if (first >= head.extent.query_len) return;
+      Arena arena = arena_of(worker);
+      const QueryTileMemory<T> parts(plan.sizes, arena);
+      QueryTile<In, Out, T>(head, parts)
+          .run(first, std::min(tiles.width, head.extent.query_len - first));
+    });
+  }
+}
+
+}  // namespace mha::kernels
+
+#endif  // MHA_KERNELS

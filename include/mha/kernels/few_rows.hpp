@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT
+//
+// Attention of few queries, as in decoding: the lanes are keys for the scores and channels for the
+// output. The rows are the query heads that share a key head (grouped queries), times their queries,
+// so that each key and value is read once for all of them.
+//     K^T            [head_dim][key]   packed, 128 keys at a time
+//     S = Q K^T      [row][key]
+//     P = 2^(S - row_max)
+//     O += P V       [row][channel]    V read where it lies
+// Every number is computed by the same chain of operations as in query_tile.hpp, in the same key
+// tiles and chunks: a decoded row has the bits of that row of the full run.
+#pragma once
+
+#include "mha/kernels/query_tile.hpp"
+
+#if MHA_KERNELS
+
+namespace mha::kernels {
+
+/// Rows that are computed together at the most.
+inline constexpr Index kFewRows = 8;
+
+template <class In, class Out, class T>
+class FewRows {
+ public:
+  /// @param heads  neighbouring query heads of one key head, with num_queries queries each
+  FewRows(const Head<In, Out, T>* heads, Index num_heads, Index num_queries,
+          const FewRowsMemory<T>& memory)
+      : heads_(heads),
+        kernels_(heads[0].kernels),
+        calls_(heads[0].calls),
+        key_(heads[0].task.key),
+        value_(heads[0].task.value),
+        num_heads_(num_heads),
+        num_queries_(num_queries),
+        rows_(num_heads * num_queries),
+        at_(memory) {
+    row_max_ = at_.lanes;
+    row_sum_ = at_.lanes + rows_;
+    correction_ = at_.lanes + 2 * rows_;
+    total_max_ = at_.lanes + 3 * rows_;
+    total_sum_ = at_.lanes + 4 * rows_;
+    factor_ = at_.lanes + 5 * rows_;
+  }
+
+  void run() {
+    scale_queries();
+    find_ranges();
+    attend();
+    finish();
+  }
+
+ private:
+  const Head<In, Out, T>& head_of(Index row) const { return heads_[row / num_queries_]; }
+  Index query_of(Index row) const { return row % num_queries_; }
+  Index vectors_of(Index lanes) const {
+    return (lanes + kernels_.vector_lanes - 1) / kernels_.vector_lanes;
+  }
+
+  void scale_queries() {
+    const T factor = calls_.query_factor();
+    for (Index r = 0; r < rows_; ++r) {
+      const MatrixView<const In>& query = head_of(r).task.query;
+      for (Index d = 0; d < key_.cols; ++d) {
+        at_.query[r * key_.cols + d] = mha::detail::convert<T>(query(query_of(r), d)) * factor;
+      }
+    }
+  }
+
+  void find_ranges() {
+    begin_ = key_.rows;
+    end_ = 0;
+    all_begin_ = 0;
+    all_end_ = key_.rows;
+    for (Index r = 0; r < rows_; ++r) {
+      KeyRange range;
+      const Head<In, Out, T>& head = head_of(r);
+      calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
+      const bool empty = range.begin >= range.end;
+      if (empty) range = {0, 0};
+      at_.begin[r] = static_cast<int_of<T>>(range.begin);
+      at_.end[r] = static_cast<int_of<T>>(range.end);
+      at_.allowed[r] = calls_.may_mask || empty ? 0 : 1;
+      all_begin_ = std::max(all_begin_, empty ? key_.rows : range.begin);
+      all_end_ = std::min(all_end_, range.end);
+      if (empty) continue;
+      begin_ = std::min(begin_, range.begin);
+      end_ = std::max(end_, range.end);
+    }
+  }
+
+  void attend() {
+    for (Index r = 0; r < rows_; ++r) {
+      mha::detail::set_minus_infinity(total_max_[r]);
+      total_sum_[r] = T(0);
+    }
+    bool empty = true;
+    for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
+      for (Index r = 0; r < rows_; ++r) {
+        mha::detail::set_minus_infinity(row_max_[r]);
+        row_sum_[r] = T(0);
+      }
+      std::fill_n(at_.acc, rows_ * at_.wide, T(0));
+      const Index stop = std::min(end_, chunk + kKeyChunk);
+      for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop;
+           tile += kKeyTile) {
+        absorb(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+      }
+      if (empty) {
+        std::swap(at_.acc, at_.total);
+        std::swap(row_max_, total_max_);
+        std::swap(row_sum_, total_sum_);
+        empty = false;
+      } else {
+        merge_chunk();
+      }
+    }
+    if (empty) std::fill_n(at_.total, rows_ * at_.wide, T(0));
+  }
+
+  /// The kernels' merge works on lanes of state: here each row's state is spread over its lanes.
+  void merge_chunk() {
+    constexpr Index kWide = kLanes<T>;
+    alignas(kAlignment) T total_max[std::size_t{kWide}];
+    alignas(kAlignment) T total_sum[std::size_t{kWide}];
+    alignas(kAlignment) T part_max[std::size_t{kWide}];
+    alignas(kAlignment) T part_sum[std::size_t{kWide}];
+    for (Index r = 0; r < rows_; ++r) {
+      T merged_max = total_max_[r];
+      T merged_sum = total_sum_[r];
+      for (Index c = 0; c == 0 || c < at_.wide; c += kWide) {
+        std::fill_n(total_max, kWide, total_max_[r]);
+        std::fill_n(total_sum, kWide, total_sum_[r]);
+        std::fill_n(part_max, kWide, row_max_[r]);
+        std::fill_n(part_sum, kWide, row_sum_[r]);
+        const Index lanes = std::min(kWide, at_.wide - c);
+        kernels_.merge(at_.total + r * at_.wide + c, total_max, total_sum,
+                       at_.acc + r * at_.wide + c, part_max, part_sum, at_.wide == 0 ? 0 : 1,
+                       at_.wide == 0 ? 1 : vectors_of(lanes), calls_.unit());
+        merged_max = total_max[0];
+        merged_sum = total_sum[0];
+      }
+      total_max_[r] = merged_max;
+      total_sum_[r] = merged_sum;
+    }
+  }
+
+  void score(Index from, Index to) {
+    const Index keys = to - from;
+    const MatrixView<const In> key = key_.middle_rows(from, keys);
+    const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
+    if constexpr (std::is_same_v<In, T>) {
+      kernels_.pack(key.data, key.row_stride, key.col_stride, keys, key.cols, T(1), at_.key,
+                    kKeyTile, lanes);
+    } else {
+      convert_rows(key, at_.plain, key.cols);
+      kernels_.pack(at_.plain, key.cols, 1, keys, key.cols, T(1), at_.key, kKeyTile, lanes);
+    }
+    Product<T> x;
+    x.rows = rows_;
+    x.vectors = vectors_of(keys);
+    x.depth = key.cols;
+    x.a = at_.query;
+    x.a_row = key.cols;
+    x.a_step = 1;
+    x.b = at_.key;
+    x.b_step = kKeyTile;
+    x.c = at_.s;
+    x.c_row = kKeyTile;
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
+    if (calls_.natural_scores()) modify(from, keys);
+    for (Index r = 0; r < rows_; ++r) {
+      T* const row = at_.s + r * kKeyTile;
+      for (Index j = from; j < std::min<Index>(to, at_.begin[r]); ++j) {
+        mha::detail::set_minus_infinity(row[j - from]);
+      }
+      for (Index j = std::max<Index>(from, at_.end[r]); j < to; ++j) {
+        mha::detail::set_minus_infinity(row[j - from]);
+      }
+      for (Index j = keys; j < lanes; ++j) mha::detail::set_minus_infinity(row[j]);
+    }
+  }
+
+  void modify(Index from, Index keys) {
+    if (calls_.softcap > T(0)) {
+      kernels_.softcap(at_.s, rows_, kKeyTile, vectors_of(keys), calls_.softcap);
+    }
+    if (calls_.modify == nullptr) return;
+    for (Index n = 0; n < num_heads_; ++n) {
+      const Index row = n * num_queries_;
+      ModifyTile<T> tile;
+      tile.extent = &heads_[n].extent;
+      tile.b = heads_[n].b;
+      tile.h = heads_[n].h;
+      tile.first_query = 0;
+      tile.queries = num_queries_;
+      tile.first_key = from;
+      tile.keys = keys;
+      tile.s = at_.s + row * kKeyTile;
+      tile.row_stride = kKeyTile;
+      tile.lanes_are_queries = false;
+      tile.begin = at_.begin + row;
+      tile.end = at_.end + row;
+      tile.allowed = at_.allowed + row;
+      calls_.modify(calls_.rules, tile);
+    }
+  }
+
+  /// Keys from, ..., to - 1, within one key tile, into the running state.
+  void absorb(Index from, Index to) {
+    score(from, to);
+    kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
+                               calls_.unit());
+    for (Index r = 0; r < rows_; ++r) {
+      if (correction_[r] == T(1)) continue;
+      for (Index c = 0; c < at_.wide; ++c) at_.acc[r * at_.wide + c] *= correction_[r];
+    }
+    weigh(from, to);
+  }
+
+  void weigh(Index from, Index to) {
+    if (value_.cols == 0) return;
+    const MatrixView<const In> rows = value_.middle_rows(from, to - from);
+    const T* values = nullptr;
+    Index stride = 0;
+    if constexpr (std::is_same_v<In, T>) {
+      if (rows.col_stride == 1 && at_.wide == value_.cols) {
+        values = rows.data;
+        stride = rows.row_stride;
+      }
+    }
+    if (values == nullptr) {
+      for (Index j = 0; j < to - from; ++j) {
+        T* const row = at_.value + j * at_.wide;
+        for (Index c = 0; c < rows.cols; ++c) row[c] = mha::detail::convert<T>(rows(j, c));
+        std::fill(row + rows.cols, row + at_.wide, T(0));
+      }
+      values = at_.value;
+      stride = at_.wide;
+    }
+    const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
+    if (whole || kernels_.all_finite(values, stride, 1, to - from, at_.wide)) {
+      weigh_keys(values, stride, 0, to - from);
+      return;
+    }
+    Index clean = 0;
+    for (Index j = 0; j < to - from; ++j) {
+      const T* const row = values + j * stride;
+      if (kernels_.all_finite(row, stride, 1, 1, at_.wide)) continue;
+      weigh_keys(values, stride, clean, j);
+      for (Index r = 0; r < rows_; ++r) {
+        const T weight = at_.s[r * kKeyTile + j];
+        const bool in_range = from + j >= at_.begin[r] && from + j < at_.end[r];
+        if (!in_range || (calls_.may_mask && weight == T(0))) continue;
+        for (Index c = 0; c < at_.wide; ++c) at_.acc[r * at_.wide + c] += weight * row[c];
+      }
+      clean = j + 1;
+    }
+    weigh_keys(values, stride, clean, to - from);
+  }
+
+  void weigh_keys(const T* values, Index stride, Index begin, Index end) {
+    if (begin >= end) return;
+    Product<T> x;
+    x.rows = rows_;
+    x.vectors = vectors_of(at_.wide);
+    x.depth = end - begin;
+    x.a = at_.s + begin;
+    x.a_row = kKeyTile;
+    x.a_step = 1;
+    x.b = values + begin * stride;
+    x.b_step = stride;
+    x.c = at_.acc;
+    x.c_row = at_.wide;
+    x.accumulate = true;
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
+  }
+
+  void finish() {
+    for (Index r = 0; r < rows_; ++r) {
+      const Head<In, Out, T>& head = head_of(r);
+      RowEnd<T> end{calls_.natural_scores(), false, T(0)};
+      end.has_sink = calls_.sink(calls_.rules, head.h, end.sink);
+      const Index i = query_of(r);
+      T* const lse = head.task.lse.data == nullptr ? nullptr : &head.task.lse(i, 0);
+      factor_[r] = end(at_.allowed[r] != 0, total_max_[r], total_sum_[r], lse);
+      for (Index c = 0; c < value_.cols; ++c) {
+        head.task.output(i, c) =
+            mha::detail::convert<Out>(T(at_.total[r * at_.wide + c] * factor_[r]) + T(0));
+      }
+    }
+    if (heads_[0].task.weights.data != nullptr) write_weights();
+  }
+
+  void write_weights() {
+    for (Index r = 0; r < rows_; ++r) {
+      for (Index j = 0; j < key_.rows; ++j) head_of(r).task.weights(query_of(r), j) = T(0);
+    }
+    for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
+      const Index from = std::max(tile, begin_);
+      const Index to = std::min(tile + kKeyTile, end_);
+      score(from, to);
+      std::copy_n(total_max_, rows_, row_max_);
+      kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
+                                 calls_.unit());
+      for (Index r = 0; r < rows_; ++r) {
+        if (at_.allowed[r] == 0) continue;
+        const Index last = std::min<Index>(to, at_.end[r]);
+        for (Index j = std::max<Index>(from, at_.begin[r]); j < last; ++j) {
+          head_of(r).task.weights(query_of(r), j) = at_.s[r * kKeyTile + j - from] * factor_[r];
+        }
+      }
+    }
+  }
+
+  const Head<In, Out, T>* heads_;
+  const Kernels<T>& kernels_;
+  const RuleCalls<T>& calls_;
+  const MatrixView<const In> key_;
+  const MatrixView<const In> value_;
+  const Index num_heads_;
+  const Index num_queries_;
+  const Index rows_;
+  FewRowsMemory<T> at_;
+  T *row_max_, *row_sum_, *correction_, *total_max_, *total_sum_, *factor_;
+  Index begin_ = 0, end_ = 0;          ///< keys that some row may see
+  Index all_begin_ = 0, all_end_ = 0;  ///< keys that every row may see
+};
+
+}  // namespace mha::kernels
+
+#endif  // MHA_KERNELS

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+//
+// The rules of a call as the kernels see them: a pointer and two functions, so that everything
+// below is compiled once per scalar and not once per combination of masks and modifiers.
+#pragma once
+
+#include <algorithm>
+
+#include "mha/kernels/dispatch.hpp"
+
+#if MHA_KERNELS
+
+namespace mha::kernels {
+
+/// log2(e), ln(2).
+template <class T>
+inline constexpr T kLog2E = static_cast<T>(1.44269504088896340736L);
+template <class T>
+inline constexpr T kLn2 = static_cast<T>(0.69314718055994530942L);
+
+template <class T>
+struct RuleCalls {
+  const void* rules = nullptr;
+  /// The extent of head h of sequence b, its queries placed among the keys.
+  Extent (*placed)(const void* rules, const Extent& extent, Index b, Index h) = nullptr;
+  /// Keys that each of `count` queries may attend to lie in its range.
+  void (*ranges)(const void* rules, const Extent& extent, Index b, Index h, Index first,
+                 Index count, KeyRange* ranges) = nullptr;
+  /// Score modifiers and element-wise masks; null if there are none.
+  Modify<T> modify = nullptr;
+  /// The sink of head h; false if there is none.
+  bool (*sink)(const void* rules, Index h, T& logit) = nullptr;
+  bool may_mask = false;  ///< something beside ranges may mask
+  T softcap = T(0);       ///< 0 = none
+  T scale = T(1);
+
+  /// Scores come out of the product times log2(e), unless somebody must see them as they are.
+  bool natural_scores() const { return modify != nullptr || softcap > T(0); }
+  T query_factor() const { return natural_scores() ? scale : T(scale * kLog2E<T>); }
+  T unit() const { return natural_scores() ? kLog2E<T> : T(1); }
+};
+
+namespace detail {
+
+template <class RuleSet>
+Extent placed(const void* rules, const Extent& extent, Index b, Index h) {
+  return static_cast<const RuleSet*>(rules)->placed(extent, b, h);
+}
+
+template <class RuleSet>
+void ranges(const void* rules, const Extent& extent, Index b, Index h, Index first, Index count,
+            KeyRange* out) {
+  for (Index i = 0; i < count; ++i) {
+    out[i] = static_cast<const RuleSet*>(rules)->keys(extent, b, h, first + i);
+  }
+}
+
+template <class T, class RuleSet>
+bool sink(const void* rules, Index h, T& logit) {
+  const std::optional<T> found = static_cast<const RuleSet*>(rules)->template sink<T>(h);
+  if (!found || mha::detail::is_minus_infinity(*found)) return false;
+  logit = *found;
+  return true;
+}
+
+}  // namespace detail
+
+template <class T, class RuleSet>
+RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
+  RuleCalls<T> calls;
+  calls.rules = &rules;
+  calls.placed = detail::placed<RuleSet>;
+  calls.ranges = detail::ranges<RuleSet>;
+  calls.sink = detail::sink<T, RuleSet>;
+  if constexpr (RuleSet::kModifiesScore || RuleSet::kMayMask) {
+    calls.modify = modify_of<T, RuleSet>(which);
+  }
+  calls.may_mask = RuleSet::kMayMask;
+  if constexpr (RuleSet::kHasSoftcap) calls.softcap = rules.template softcap<T>();
+  calls.scale = rules.template scale<T>(head_dim);
+  return calls;
+}
+
+}  // namespace mha::kernels
+
+#endif  // MHA_KERNELS

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+//
+// What the kernels are given and what they offer: the shapes of their tiles, and the table of
+// functions that each instruction set fills in. Everything is about one tile: up to kLanes queries
+// (or key rows) side by side in vectors, against up to kKeyTile rows.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "mha/rules.hpp"
+
+namespace mha::kernels {
+
+/// Keys that are scored at a time. Part of what fixes the bits: row_max grows from tile to tile.
+/// 128 rows of scores for 64 queries take 32 KiB and stay in the first-level cache.
+inline constexpr Index kKeyTile = 128;
+
+/// Keys whose softmax is run through from an empty state; the states of such chunks are merged in
+/// order. Part of what fixes the bits; lets several threads share one long row.
+inline constexpr Index kKeyChunk = 1024;
+
+/// Lanes of a panel: rows of 256 bytes, whatever the instruction set.
+template <class T>
+inline constexpr Index kLanes = 256 / static_cast<Index>(sizeof(T));
+
+/// The integer as wide as T: for masks, and for positions beside scores.
+template <class T>
+using int_of = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+/// A tile of scores for a rule to modify. Positions count within the sequence at hand.
+template <class T>
+struct ModifyTile {
+  const Extent* extent = nullptr;
+  Index b = 0;
+  Index h = 0;
+  Index first_query = 0;
+  Index queries = 0;
+  Index first_key = 0;
+  Index keys = 0;
+  T* s = nullptr;          ///< scores
+  Index row_stride = 0;    ///< of s
+  bool lanes_are_queries;  ///< rows of s are keys (else queries)
+  const int_of<T>* begin;  ///< query's keys: [begin, end)
+  const int_of<T>* end;
+  int_of<T>* allowed;  ///< set to nonzero for a query that may attend to a key of this tile
+};
+
+/// C[rows x lanes] = A[rows x depth] B[depth x lanes], or C += A B. Entry (r, k) of A is at
+/// a[r * a_row + k * a_step]; rows of B and C are `vectors` vectors long, b_step and c_row apart.
+/// Each entry of C is one chain of multiply-adds over k, in order.
+template <class T>
+struct Product {
+  Index rows = 0;
+  Index vectors = 0;
+  Index depth = 0;
+  const T* a = nullptr;
+  Index a_row = 0;
+  Index a_step = 0;
+  const T* b = nullptr;
+  Index b_step = 0;
+  T* c = nullptr;
+  Index c_row = 0;
+  bool accumulate = false;
+  /// If given: column_max[l] = max(column_max[l], entries of C's column l).
+  T* column_max = nullptr;
+  /// What to bring into the second-level cache on the way, for whoever comes next: strips of rows
+  /// fetch from fetch[0] and fetch[1] in turn, fetch_step further per step of the depth; each of the
+  /// two moves on by fetch_strip after its turn.
+  const T* fetch[2] = {nullptr, nullptr};
+  Index fetch_step = 0;
+  Index fetch_strip = 0;
+};
+
+/// The functions of one instruction set. `unit` is what scores are multiplied by to be exponents of
+/// 2: 1 where Q was scaled by log2(e) already, log2(e) where they are natural. A "panel" is a matrix whose row takes kLanes<T> entries,
+/// 64-byte aligned; `vectors` counts the vectors of a row that are in use, from the first.
+template <class T>
+struct Kernels {
+  Index vector_lanes;  ///< entries of a vector
+
+  void (*product)(const Product<T>& product);
+
+  /// panel[c][r] = factor * x[r][c] for r < rows, c < cols; 0 for r >= rows up to `lanes`.
+  /// panel rows are panel_row apart.
+  void (*pack)(const T* x, Index row_stride, Index col_stride, Index rows, Index cols, T factor,
+               T* panel, Index panel_row, Index lanes);
+
+  /// out[r][c] = panel[c][r] * factor[r] + offset[c] for r < rows, c < cols; either may be null.
+  void (*unpack)(const T* panel, Index panel_row, const T* factor, const T* offset, T* out,
+                 Index row_stride, Index col_stride, Index rows, Index cols);
+
+  /// tile_max[l] = max(tile_max[l], s[j][l]) over `keys` rows of a panel. With a range, entries
+  /// outside of begin[l] <= first + j < end[l] become -inf first.
+  void (*fold_max)(T* s, Index keys, Index vectors, T* tile_max, const int_of<T>* begin,
+                   const int_of<T>* end, Index first);
+
+  /// row_max[l] rises to tile_max[l] where it is left far behind, and correction[l] is what this
+  /// shrinks earlier results by; returns whether any rose.
+  bool (*raise)(const T* tile_max, T* row_max, T* correction, Index vectors, T unit);
+
+  /// s[j][l] = 2^((s[j][l] - row_max[l]) * unit), and row_sum[l] += each of them, in order.
+  void (*exponentiate)(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit);
+
+  /// The same where a row of s, s_row long, holds the keys of one query: `keys` of them, and -inf
+  /// in the rest of the last vector. Their maxima are folded into row_max first; *correction is what
+  /// this shrinks each row's earlier results by (row_sum is corrected already).
+  void (*exponentiate_rows)(T* s, Index s_row, Index rows, Index keys, T* row_max, T* row_sum,
+                            T* correction, T unit);
+
+  /// x[r][l] *= factor[l].
+  void (*rescale)(T* x, Index rows, Index vectors, const T* factor);
+
+  /// total += part, two states of the running softmax: maxima, sums and accumulators.
+  void (*merge)(T* total, T* total_max, T* total_sum, const T* part, const T* part_max,
+                const T* part_sum, Index rows, Index vectors, T unit);
+
+  /// Is every entry of x finite?
+  bool (*all_finite)(const T* x, Index row_stride, Index col_stride, Index rows, Index cols);
+
+  /// s = cap * tanh(s / cap) over rows of a panel.
+  void (*softcap)(T* s, Index rows, Index row_stride, Index vectors, T cap);
+};
+
+}  // namespace mha::kernels

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+//
+// The files of one target, in reading order. Included by targets.hpp once per instruction set.
+#if !defined(MHA_TARGET)
+#include "mha/kernels/targets.hpp"
+#else
+#include "mha/kernels/tile_modify.hpp"
+#include "mha/kernels/tile_pack.hpp"
+#include "mha/kernels/tile_product.hpp"
+#include "mha/kernels/tile_softmax.hpp"
+#include "mha/kernels/tile_table.hpp"
+#include "mha/kernels/tile_vectors.hpp"
+#endif

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+//
+// The memory of one thread's tiles: its size known beforehand, its parts cut from one block. It
+// depends on the widths of a head and on min(kv_len, kKeyTile), never on the lengths beyond.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "mha/kernels/tables.hpp"
+
+namespace mha::kernels {
+
+inline constexpr std::size_t kAlignment = 64;
+
+/// Sizes of one head's tiles.
+struct TileSizes {
+  Index head_dim = 0;
+  Index value_dim = 0;
+  Index kv_len = 0;
+  bool converts = false;  ///< query, key, value and output are of another type than the sums
+};
+
+/// Hands out parts of a block, each aligned. With a null block it only counts.
+class Arena {
+ public:
+  explicit Arena(std::byte* block) : block_(block) {}
+
+  template <class T>
+  T* take(Index count) {
+    T* const part = block_ == nullptr ? nullptr : reinterpret_cast<T*>(block_ + used_);
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return part;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::byte* block_;
+  std::size_t used_ = 0;
+};
+
+inline Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/// Where a lane is a query: see query_tile.hpp.
+template <class T>
+struct QueryTileMemory {
+  static constexpr Index kWide = kLanes<T>;
+  T* query = nullptr;  ///< panel [head_dim]: scale * Q^T
+  T* s = nullptr;      ///< panel [kKeyTile]: S^T, then P^T
+  T* acc = nullptr;    ///< panel [value_dim]: the chunk's output so far, transposed
+  T* total = nullptr;  ///< panel [value_dim]: that of all chunks
+  T* row_max = nullptr;
+  T* row_sum = nullptr;
+  T* tile_max = nullptr;
+  T* correction = nullptr;
+  T* total_max = nullptr;
+  T* total_sum = nullptr;
+  int_of<T>* begin = nullptr;
+  int_of<T>* end = nullptr;
+  int_of<T>* allowed = nullptr;
+  T* key = nullptr;     ///< a converted key tile
+  T* value = nullptr;   ///< a converted value tile
+  T* output = nullptr;  ///< rows to be converted
+
+  QueryTileMemory(const TileSizes& sizes, Arena& arena) {
+    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+    query = arena.take<T>(sizes.head_dim * kWide);
+    s = arena.take<T>(keys * kWide);
+    acc = arena.take<T>(sizes.value_dim * kWide);
+    total = sizes.kv_len > kKeyChunk ? arena.take<T>(sizes.value_dim * kWide) : acc;
+    for (T** lane : {&row_max, &row_sum, &tile_max, &correction, &total_max, &total_sum}) {
+      *lane = arena.take<T>(kWide);
+    }
+    for (int_of<T>** lane : {&begin, &end, &allowed}) *lane = arena.take<int_of<T>>(kWide);
+    if (sizes.converts) {
+      key = arena.take<T>(keys * sizes.head_dim);
+      value = arena.take<T>(keys * sizes.value_dim);
+      output = arena.take<T>(kWide * std::max(sizes.head_dim, sizes.value_dim));
+    }
+  }
+};
+
+/// Where a lane is a key or a channel: see few_rows.hpp.
+template <class T>
+struct FewRowsMemory {
+  T* query = nullptr;  ///< [rows][head_dim]: scale * Q
+  T* key = nullptr;    ///< [head_dim][kKeyTile]: K^T
+  T* s = nullptr;      ///< [rows][kKeyTile]
+  T* acc = nullptr;    ///< [rows][wide value_dim]
+  T* total = nullptr;
+  T* value = nullptr;  ///< [kKeyTile][wide value_dim], where V cannot be read in place
+  T* plain = nullptr;  ///< [kKeyTile][head_dim], converted keys
+  T* lanes = nullptr;  ///< six numbers per row
+  int_of<T>* begin = nullptr;
+  int_of<T>* end = nullptr;
+  int_of<T>* allowed = nullptr;
+  Index wide = 0;  ///< value_dim in whole vectors
+
+  FewRowsMemory(const TileSizes& sizes, Index rows, Arena& arena) {
+    wide = round_up(sizes.value_dim, 64 / static_cast<Index>(sizeof(T)));
+    query = arena.take<T>(rows * sizes.head_dim);
+    key = arena.take<T>(sizes.head_dim * kKeyTile);
+    s = arena.take<T>(rows * kKeyTile);
+    acc = arena.take<T>(rows * wide);
+    total = arena.take<T>(rows * wide);
+    value = arena.take<T>(kKeyTile * wide);
+    if (sizes.converts) plain = arena.take<T>(kKeyTile * sizes.head_dim);
+    lanes = arena.take<T>(6 * rows);
+    begin = arena.take<int_of<T>>(rows);
+    end = arena.take<int_of<T>>(rows);
+    allowed = arena.take<int_of<T>>(rows);
+  }
+};
+
+}  // namespace mha::kernels

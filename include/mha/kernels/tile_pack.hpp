@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+//
+// Rows to lanes and back: queries enter as panel[channel][query] and outputs leave as rows. The
+// work is done in chunks of 16 bytes: a chunk of 4 rows each 4 apart fills a vector, and 4 such
+// vectors are transposed within their 16-byte parts (2 x 2 for double).
+// Included by targets.hpp once per instruction set.
+#if !defined(MHA_TARGET)
+#include "mha/kernels/targets.hpp"
+#else
+namespace mha::kernels::MHA_TARGET {
+
+/// Entries of a chunk of 16 bytes, and chunks of a vector.
+template <class T>
+inline constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
+inline constexpr int kChunks = MHA_VECTOR_BYTES / 16;
+
+template <class T>
+struct Chunk {
+  typedef T Type __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+  typedef T Plain __attribute__((vector_size(16)));
+};
+
+template <class T>
+MHA_INLINE typename Chunk<T>::Plain chunk_at(const T* p) {
+  return *reinterpret_cast<const typename Chunk<T>::Type*>(p);
+}
+
+/// The chunks at p, p + stride, ... as one vector.
+template <class T>
+MHA_INLINE Vec<T> gather_chunks(const T* p, [[maybe_unused]] Index stride) {
+#if MHA_VECTOR_BYTES == 16
+  return chunk_at(p);
+#elif MHA_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) {
+    return __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3, 4, 5, 6, 7);
+  } else {
+    return __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3);
+  }
+#else
+  if constexpr (sizeof(T) == 4) {
+    const auto low =
+        __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3, 4, 5, 6, 7);
+    const auto high = __builtin_shufflevector(chunk_at(p + 2 * stride), chunk_at(p + 3 * stride), 0,
+                                              1, 2, 3, 4, 5, 6, 7);
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  } else {
+    const auto low = __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3);
+    const auto high =
+        __builtin_shufflevector(chunk_at(p + 2 * stride), chunk_at(p + 3 * stride), 0, 1, 2, 3);
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+  }
+#endif
+}
+
+/// The chunks of v to p, p + stride, ...
+template <class T>
+MHA_INLINE void scatter_chunks(T* p, [[maybe_unused]] Index stride, Vec<T> v) {
+#define MHA_STORE_CHUNK(k)                                                             \
+  if constexpr (sizeof(T) == 4) {                                                      \
+    *reinterpret_cast<typename Chunk<T>::Type*>(p + (k)*stride) =                      \
+        __builtin_shufflevector(v, v, 4 * (k), 4 * (k) + 1, 4 * (k) + 2, 4 * (k) + 3); \
+  } else {                                                                             \
+    *reinterpret_cast<typename Chunk<T>::Type*>(p + (k)*stride) =                      \
+        __builtin_shufflevector(v, v, 2 * (k), 2 * (k) + 1);                           \
+  }
+  MHA_STORE_CHUNK(0)
+#if MHA_VECTOR_BYTES >= 32
+  MHA_STORE_CHUNK(1)
+#endif
+#if MHA_VECTOR_BYTES >= 64
+  MHA_STORE_CHUNK(2)
+  MHA_STORE_CHUNK(3)
+#endif
+#undef MHA_STORE_CHUNK
+}
+
+/// Transposes v[0 .. kChunk) within each 16-byte part.
+template <class T>
+MHA_INLINE void transpose_chunks(Vec<T> (&v)[kChunk<T>]) {
+#if MHA_VECTOR_BYTES == 16
+#define MHA_SHUFFLE4(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, (k) + 4, (l) + 4)
+#define MHA_SHUFFLE2(a, b, i, j) __builtin_shufflevector(a, b, i, (j) + 2)
+#elif MHA_VECTOR_BYTES == 32
+#define MHA_SHUFFLE4(a, b, i, j, k, l) \
+  __builtin_shufflevector(a, b, i, j, (k) + 8, (l) + 8, (i) + 4, (j) + 4, (k) + 12, (l) + 12)
+#define MHA_SHUFFLE2(a, b, i, j) __builtin_shufflevector(a, b, i, (j) + 4, (i) + 2, (j) + 6)
+#else
+#define MHA_SHUFFLE4(a, b, i, j, k, l)                                                          \
+  __builtin_shufflevector(a, b, i, j, (k) + 16, (l) + 16, (i) + 4, (j) + 4, (k) + 20, (l) + 20, \
+                          (i) + 8, (j) + 8, (k) + 24, (l) + 24, (i) + 12, (j) + 12, (k) + 28,   \
+                          (l) + 28)
+#define MHA_SHUFFLE2(a, b, i, j) \
+  __builtin_shufflevector(a, b, i, (j) + 8, (i) + 2, (j) + 10, (i) + 4, (j) + 12, (i) + 6, (j) + 14)
+#endif
+  if constexpr (sizeof(T) == 4) {
+    // (a0 a1 b0 b1), (a2 a3 b2 b3) of rows a, b, then the columns of both pairs.
+    const Vec<T> ab01 = MHA_SHUFFLE4(v[0], v[1], 0, 1, 0, 1);
+    const Vec<T> ab23 = MHA_SHUFFLE4(v[0], v[1], 2, 3, 2, 3);
+    const Vec<T> cd01 = MHA_SHUFFLE4(v[2], v[3], 0, 1, 0, 1);
+    const Vec<T> cd23 = MHA_SHUFFLE4(v[2], v[3], 2, 3, 2, 3);
+    v[0] = MHA_SHUFFLE4(ab01, cd01, 0, 2, 0, 2);
+    v[1] = MHA_SHUFFLE4(ab01, cd01, 1, 3, 1, 3);
+    v[2] = MHA_SHUFFLE4(ab23, cd23, 0, 2, 0, 2);
+    v[3] = MHA_SHUFFLE4(ab23, cd23, 1, 3, 1, 3);
+  } else {
+    const Vec<T> first = MHA_SHUFFLE2(v[0], v[1], 0, 0);
+    v[1] = MHA_SHUFFLE2(v[0], v[1], 1, 1);
+    v[0] = first;
+  }
+#undef MHA_SHUFFLE4
+#undef MHA_SHUFFLE2
+}
+
+/// Kernels::pack.
+template <class T>
+void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols, T factor,
+          T* panel, Index panel_row, Index lanes) {
+  constexpr Index kCount = Simd<T>::kCount;
+  const Vec<T> factors = all(factor);
+  Index r = 0;
+  if (col_stride == 1) {
+    for (; r + kCount <= rows; r += kCount) {
+      Index c = 0;
+      for (; c + kChunk<T> <= cols; c += kChunk<T>) {
+        // Vector k holds rows k, k + kChunk, ...: transposed, they are in order.
+        Vec<T> v[kChunk<T>];
+        MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+          v[k] = gather_chunks(x + (r + k) * row_stride + c, kChunk<T> * row_stride);
+        }
+        transpose_chunks<T>(v);
+        MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+          store(panel + (c + k) * panel_row + r, v[k] * factors);
+        }
+      }
+      for (; c < cols; ++c) {
+        for (Index l = 0; l < kCount; ++l) {
+          panel[c * panel_row + r + l] = x[(r + l) * row_stride + c] * factor;
+        }
+      }
+    }
+  } else if (row_stride == 1) {
+    for (; r + kCount <= rows; r += kCount) {
+      for (Index c = 0; c < cols; ++c) {
+        store(panel + c * panel_row + r, load(x + r + c * col_stride) * factors);
+      }
+    }
+  }
+  for (; r < lanes; ++r) {
+    if (r < rows) {
+      for (Index c = 0; c < cols; ++c) {
+        panel[c * panel_row + r] = x[r * row_stride + c * col_stride] * factor;
+      }
+    } else {
+      for (Index c = 0; c < cols; ++c) panel[c * panel_row + r] = T(0);
+    }
+  }
+}
+
+/// The same expression for lanes and for single numbers. Adding 0 turns a -0 of rounding into +0.
+template <class V>
+MHA_INLINE V finished(V x, V f, V o) {
+  return x * f + o;
+}
+
+/// Kernels::unpack.
+template <class T>
+void unpack(const T* panel, Index panel_row, const T* factor, const T* offset, T* out,
+            Index row_stride, Index col_stride, Index rows, Index cols) {
+  constexpr Index kCount = Simd<T>::kCount;
+  Index r = 0;
+  if (col_stride == 1 || row_stride == 1) {
+    for (; r + kCount <= rows; r += kCount) {
+      const Vec<T> f = factor != nullptr ? load(factor + r) : all(T(1));
+      Index c = 0;
+      if (col_stride == 1) {
+        for (; c + kChunk<T> <= cols; c += kChunk<T>) {
+          Vec<T> v[kChunk<T>];
+          MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+            const Vec<T> o = all(offset != nullptr ? offset[c + k] : T(0));
+            v[k] = finished(load(panel + (c + k) * panel_row + r), f, o);
+          }
+          transpose_chunks<T>(v);
+          MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+            scatter_chunks(out + (r + k) * row_stride + c, kChunk<T> * row_stride, v[k]);
+          }
+        }
+      }
+      for (; c < cols; ++c) {
+        const Vec<T> o = all(offset != nullptr ? offset[c] : T(0));
+        const Vec<T> v = finished(load(panel + c * panel_row + r), f, o);
+        if (row_stride == 1) {
+          store(out + r + c * col_stride, v);
+        } else {
+          for (int l = 0; l < kCount; ++l) out[(r + l) * row_stride + c * col_stride] = v[l];
+        }
+      }
+    }
+  }
+  for (; r < rows; ++r) {
+    const T f = factor != nullptr ? factor[r] : T(1);
+    for (Index c = 0; c < cols; ++c) {
+      const T o = offset != nullptr ? offset[c] : T(0);
+      out[r * row_stride + c * col_stride] = finished(panel[c * panel_row + r], f, o);
+    }
+  }
+}
+
+}  // namespace mha::kernels::MHA_TARGET
+#endif

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: MIT
+//
+// The running softmax of a tile of scores, in base 2:
+//     P = 2^((S - row_max) unit),   row_sum = sum of P
+// where row_max is the maximum so far, or little less: see risen(). Scores come multiplied by log2(e)
+// (unit 1), or natural if a score modifier saw them (unit log2(e)).
+// A lane is a query: maxima and sums run down the rows of the panel, lane by lane, and nothing is
+// ever summed across lanes. Included by targets.hpp once per instruction set.
+#if !defined(MHA_TARGET)
+#include "mha/kernels/targets.hpp"
+#else
+namespace mha::kernels::MHA_TARGET {
+
+/// 2^x for x <= 127 (float) or 1023 (double), with a relative error of at most 1.6e-7 in float and 4e-16 in double (measured
+/// over all floats in test_kernels.cpp); exactly 1 at 0, exactly 0 from x = -127 (float) or -1023
+/// (double) downwards, NaN for NaN. x = n + r with an integer n and |r| <= 1/2: 2^n is put together
+/// as bits, 2^r is a polynomial with constant term 1, near-minimax.
+template <class T>
+MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
+  constexpr bool kFloat = sizeof(T) == 4;
+  constexpr T kBias = kFloat ? T(127) : T(1023);
+  constexpr int kFractionBits = kFloat ? 23 : 52;
+  // Adding 1.5 * 2^fraction rounds to an integer, which then stands in the low bits; with the bias
+  // of the exponent added, they are the exponent of 2^n.
+  constexpr T kRound = (kFloat ? T(12582912) : T(6755399441055744)) + kBias;
+  x = larger<T>(all<T>(-kBias), x);  // in this order: NaN stays
+  Vec<T> shifted = x + all<T>(kRound);
+  keep_rounding(shifted);
+  Vec<T> n = shifted - all<T>(kRound);
+  keep_rounding(n);
+  const Vec<T> r = x - n;
+  Vec<T> p;
+  if constexpr (kFloat) {
+    p = all<T>(1.3264739e-3f);
+    p = p * r + all<T>(9.6715167e-3f);
+    p = p * r + all<T>(5.5507336e-2f);
+    p = p * r + all<T>(2.4022242e-1f);
+    p = p * r + all<T>(6.9314700e-1f);
+  } else {
+    p = all<T>(4.4549605981865186e-10);
+    p = p * r + all<T>(7.0725859492692234e-09);
+    p = p * r + all<T>(1.0178062445845774e-07);
+    p = p * r + all<T>(1.3215442587921689e-06);
+    p = p * r + all<T>(1.5252733829836119e-05);
+    p = p * r + all<T>(1.5403530441736051e-04);
+    p = p * r + all<T>(1.3333558146416936e-03);
+    p = p * r + all<T>(9.6181291076068882e-03);
+    p = p * r + all<T>(5.5504108664821597e-02);
+    p = p * r + all<T>(2.4022650695910097e-01);
+    p = p * r + all<T>(6.9314718055994529e-01);
+  }
+  p = p * r + all<T>(1);
+  const IntVec<T> bits = reinterpret_cast<IntVec<T> >(shifted) << kFractionBits;
+  return p * reinterpret_cast<Vec<T> >(bits);
+}
+
+/// row_max, or 0 where it is -infinity: nothing was seen, or only scores of -infinity. Told by the
+/// bits, which -ffast-math leaves alone.
+template <class T>
+MHA_INLINE Vec<T> finite_or_zero(Vec<T> row_max) {
+  const IntVec<T> empty =
+      reinterpret_cast<IntVec<T> >(row_max) == all_int<T>(kMinusInfinityBits<T>);
+  return select<T>(empty, Vec<T>{}, row_max);
+}
+
+/// The reference that weights are taken from: it follows the maximum only when left behind by more
+/// than a factor of 2^8, so that earlier results are rarely rescaled. Any reference near the maximum
+/// gives the same softmax.
+template <class T>
+MHA_INLINE Vec<T> risen(Vec<T> reference, Vec<T> most) {
+  constexpr T kSlack = T(8);
+  const IntVec<T> behind = most > reference + all<T>(kSlack);
+  const IntVec<T> empty =
+      reinterpret_cast<IntVec<T> >(reference) == all_int<T>(kMinusInfinityBits<T>);
+  return select<T>(behind | empty, most, reference);
+}
+
+/// fold_max() for W vectors, all of whose entries count.
+template <class T, int W>
+MHA_INLINE void fold_max_columns(const T* s, Index keys, T* row_max) {
+  constexpr int kCount = Simd<T>::kCount;
+  Vec<T> even[std::size_t{W}];
+  Vec<T> odd[std::size_t{W}];  // two chains, so that each waits half as long
+  MHA_UNROLL for (int w = 0; w < W; ++w) even[w] = odd[w] = minus_infinity<T>();
+  Index j = 0;
+  for (; j + 2 <= keys; j += 2, s += 2 * kLanes<T>) {
+    MHA_UNROLL for (int w = 0; w < W; ++w) {
+      even[w] = larger<T>(load(s + w * kCount), even[w]);
+      odd[w] = larger<T>(load(s + kLanes<T> + w * kCount), odd[w]);
+    }
+  }
+  MHA_UNROLL for (int w = 0; w < W; ++w) {
+    if (j < keys) even[w] = larger<T>(load(s + w * kCount), even[w]);
+    store(row_max + w * kCount, larger<T>(load(row_max + w * kCount), larger<T>(odd[w], even[w])));
+  }
+}
+
+/// Kernels::fold_max.
+template <class T>
+void fold_max(T* s, Index keys, Index vectors, T* row_max, const int_of<T>* begin,
+              const int_of<T>* end, Index first) {
+  constexpr Index kCount = Simd<T>::kCount;
+  Index w = 0;
+  if (begin == nullptr) {
+    for (; w + 4 <= vectors; w += 4) {
+      fold_max_columns<T, 4>(s + w * kCount, keys, row_max + w * kCount);
+    }
+    for (; w < vectors; ++w) fold_max_columns<T, 1>(s + w * kCount, keys, row_max + w * kCount);
+    return;
+  }
+  const Vec<T> masked = minus_infinity<T>();
+  for (; w < vectors; ++w) {
+    const Index lane = w * kCount;
+    T* column = s + lane;
+    Vec<T> most = load(row_max + lane);
+    const IntVec<T> from = load_int<T>(begin + lane);
+    const IntVec<T> to = load_int<T>(end + lane);
+    for (Index j = 0; j < keys; ++j, column += kLanes<T>) {
+      const IntVec<T> position = all_int<T>(static_cast<int_of<T> >(first + j));
+      const IntVec<T> allowed = (position >= from) & (position < to);
+      const Vec<T> x = select<T>(allowed, load(column), masked);
+      store(column, x);
+      most = larger<T>(x, most);
+    }
+    store(row_max + lane, most);
+  }
+}
+
+/// Kernels::raise.
+template <class T>
+bool raise(const T* tile_max, T* row_max, T* correction, Index vectors, T unit) {
+  constexpr Index kCount = Simd<T>::kCount;
+  IntVec<T> changed = IntVec<T>{};
+  for (Index w = 0; w < vectors; ++w) {
+    const Vec<T> from = load(row_max + w * kCount);
+    const Vec<T> to = risen<T>(from, load(tile_max + w * kCount));
+    store(row_max + w * kCount, to);
+    store(correction + w * kCount, exp2_of<T>((from - finite_or_zero<T>(to)) * all(unit)));
+    changed |= reinterpret_cast<IntVec<T> >(from) != reinterpret_cast<IntVec<T> >(to);
+  }
+  int_of<T> any = 0;
+  for (int l = 0; l < Simd<T>::kCount; ++l) any |= changed[l];
+  return any != 0;
+}
+
+/// exponentiate() for W vectors at once.
+template <class T, int W, bool kNatural>
+MHA_INLINE void exponentiate_columns(T* s, Index keys, const T* row_max, T* row_sum,
+                                     [[maybe_unused]] T unit) {
+  constexpr int kCount = Simd<T>::kCount;
+  Vec<T> most[std::size_t{W}];
+  Vec<T> sum[std::size_t{W}];
+  MHA_UNROLL for (int w = 0; w < W; ++w) {
+    most[w] = finite_or_zero<T>(load(row_max + w * kCount));
+    sum[w] = load(row_sum + w * kCount);
+  }
+  for (Index j = 0; j < keys; ++j, s += kLanes<T>) {
+    MHA_UNROLL for (int w = 0; w < W; ++w) {
+      Vec<T> x = load(s + w * kCount) - most[w];
+      if constexpr (kNatural) x = x * all(unit);
+      const Vec<T> p = exp2_of<T>(x);
+      store(s + w * kCount, p);
+      sum[w] += p;
+    }
+  }
+  MHA_UNROLL for (int w = 0; w < W; ++w) store(row_sum + w * kCount, sum[w]);
+}
+
+template <class T, bool kNatural>
+void exponentiate_as(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit) {
+  constexpr Index kCount = Simd<T>::kCount;
+  Index lane = 0;
+  for (; vectors >= 4; vectors -= 4, lane += 4 * kCount) {
+    exponentiate_columns<T, 4, kNatural>(s + lane, keys, row_max + lane, row_sum + lane, unit);
+  }
+  for (; vectors > 0; --vectors, lane += kCount) {
+    exponentiate_columns<T, 1, kNatural>(s + lane, keys, row_max + lane, row_sum + lane, unit);
+  }
+}
+
+/// Kernels::exponentiate.
+template <class T>
+void exponentiate(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit) {
+  if (unit == T(1)) {
+    exponentiate_as<T, false>(s, keys, vectors, row_max, row_sum, unit);
+  } else {
+    exponentiate_as<T, true>(s, keys, vectors, row_max, row_sum, unit);
+  }
+}
+
+/// Kernels::exponentiate_rows.
+template <class T>
+void exponentiate_rows(T* s, Index s_row, Index rows, Index keys, T* row_max, T* row_sum,
+                       T* correction, T unit) {
+  constexpr Index kCount = Simd<T>::kCount;
+  const Index vectors = (keys + kCount - 1) / kCount;
+  for (Index r = 0; r < rows; ++r) {
+    T* const row = s + r * s_row;
+    Vec<T> most = minus_infinity<T>();
+    for (Index w = 0; w < vectors; ++w) most = larger<T>(load(row + w * kCount), most);
+    Vec<T> lane = all(T(most[0]));
+    for (int l = 1; l < Simd<T>::kCount; ++l) lane = larger<T>(all(T(most[l])), lane);
+    lane = risen<T>(all(row_max[r]), lane);
+    const Vec<T> factor = exp2_of<T>((all(row_max[r]) - finite_or_zero<T>(lane)) * all(unit));
+    Vec<T> corrected = all(row_sum[r]) * factor;
+    keep_rounding(corrected);  // rounded here, as where a lane is a query
+    correction[r] = factor[0];
+    row_max[r] = lane[0];
+    row_sum[r] = corrected[0];
+    const Vec<T> shift = finite_or_zero<T>(lane);
+    for (Index w = 0; w < vectors; ++w) {
+      store(row + w * kCount, exp2_of<T>((load(row + w * kCount) - shift) * all(unit)));
+    }
+  }
+  // The sums run over the keys in order, one after the other: four rows at a time hide the wait.
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const T* const row = s + r * s_row;
+    T sum[4] = {row_sum[r], row_sum[r + 1], row_sum[r + 2], row_sum[r + 3]};
+    for (Index j = 0; j < keys; ++j) {
+      MHA_UNROLL for (int k = 0; k < 4; ++k) sum[k] += row[k * s_row + j];
+    }
+    MHA_UNROLL for (int k = 0; k < 4; ++k) row_sum[r + k] = sum[k];
+  }
+  for (; r < rows; ++r) {
+    T sum = row_sum[r];
+    for (Index j = 0; j < keys; ++j) sum += s[r * s_row + j];
+    row_sum[r] = sum;
+  }
+}
+
+/// Kernels::rescale.
+template <class T>
+void rescale(T* x, Index rows, Index vectors, const T* factor) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index w = 0; w < vectors; ++w) {
+    const Vec<T> f = load(factor + w * kCount);
+    T* column = x + w * kCount;
+    for (Index r = 0; r < rows; ++r, column += kLanes<T>) store(column, load(column) * f);
+  }
+}
+
+/// One entry of a merge: total * f + part * g, with the same rounding everywhere.
+template <class V>
+MHA_INLINE V weighted(V total, V f, V part, V g) {
+  V first = total * f;
+  keep_rounding(first);
+  V second = part * g;
+  keep_rounding(second);
+  return first + second;
+}
+
+/// Kernels::merge.
+template <class T>
+void merge(T* total, T* total_max, T* total_sum, const T* part, const T* part_max,
+           const T* part_sum, Index rows, Index vectors, T unit) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index w = 0; w < vectors; ++w) {
+    const Index lane = w * kCount;
+    const Vec<T> a = load(total_max + lane);
+    const Vec<T> b = load(part_max + lane);
+    const Vec<T> most = larger<T>(b, a);
+    const Vec<T> shift = finite_or_zero<T>(most);
+    const Vec<T> f = exp2_of<T>((a - shift) * all(unit));
+    const Vec<T> g = exp2_of<T>((b - shift) * all(unit));
+    store(total_max + lane, most);
+    store(total_sum + lane, weighted(load(total_sum + lane), f, load(part_sum + lane), g));
+    for (Index r = 0; r < rows; ++r) {
+      T* const at = total + r * kLanes<T> + lane;
+      store(at, weighted(load(at), f, load(part + r * kLanes<T> + lane), g));
+    }
+  }
+}
+
+/// Kernels::all_finite. Told by the exponents' bits.
+template <class T>
+bool all_finite(const T* x, Index row_stride, Index col_stride, Index rows, Index cols) {
+  constexpr Index kCount = Simd<T>::kCount;
+  constexpr int_of<T> kExponent = sizeof(T) == 4 ? static_cast<int_of<T> >(0x7F800000)
+                                                 : static_cast<int_of<T> >(0x7FF0000000000000);
+  IntVec<T> special = IntVec<T>{};
+  int_of<T> any = 0;
+  for (Index r = 0; r < rows; ++r) {
+    const T* const row = x + r * row_stride;
+    Index c = 0;
+    if (col_stride == 1) {
+      for (; c + kCount <= cols; c += kCount) {
+        const IntVec<T> bits = reinterpret_cast<IntVec<T> >(load(row + c));
+        special |= (bits & all_int<T>(kExponent)) == all_int<T>(kExponent);
+      }
+    }
+    for (; c < cols; ++c) any |= mha::detail::is_finite(row[c * col_stride]) ? 0 : 1;
+  }
+  for (int l = 0; l < Simd<T>::kCount; ++l) any |= special[l];
+  return any == 0;
+}
+
+/// tanh(x) to a few units in the last place, NaN for NaN. Near 0 by Cephes' approximations (Moshier
+/// 1989: tanhf.c, tanh.c), else (1 - t) / (1 + t) with t = e^(-2 |x|).
+template <class T>
+MHA_INLINE Vec<T> tanh_of(Vec<T> x) {
+  constexpr int_of<T> kSign = sizeof(T) == 4 ? static_cast<int_of<T> >(0x80000000u)
+                                             : static_cast<int_of<T> >(0x8000000000000000u);
+  const IntVec<T> sign = reinterpret_cast<IntVec<T> >(x) & all_int<T>(kSign);
+  const Vec<T> size = reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(x) ^ sign);
+  const Vec<T> t = exp2_of<T>(size * all<T>(T(-2.8853900817779268)));
+  const Vec<T> far = (all<T>(1) - t) / (all<T>(1) + t);
+  const Vec<T> z = size * size;
+  Vec<T> near;
+  if constexpr (sizeof(T) == 4) {
+    near = all<T>(-5.70498872745e-3f);
+    near = near * z + all<T>(2.06390887954e-2f);
+    near = near * z + all<T>(-5.37397155531e-2f);
+    near = near * z + all<T>(1.33314422036e-1f);
+    near = near * z + all<T>(-3.33332819422e-1f);
+  } else {
+    Vec<T> top = all<T>(-9.64399179425052238628e-1);
+    top = top * z + all<T>(-9.92877231001918586564e1);
+    top = top * z + all<T>(-1.61468768441708447952e3);
+    Vec<T> bottom = z + all<T>(1.12811678491632931402e2);
+    bottom = bottom * z + all<T>(2.23548839060100448583e3);
+    bottom = bottom * z + all<T>(4.84406305325125486048e3);
+    near = top / bottom;
+  }
+  near = near * z * size + size;
+  const Vec<T> result = select<T>(size < all<T>(T(0.625)), near, far);
+  return reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(result) | sign);
+}
+
+/// Kernels::softcap.
+template <class T>
+void softcap(T* s, Index rows, Index row_stride, Index vectors, T cap) {
+  constexpr Index kCount = Simd<T>::kCount;
+  const Vec<T> caps = all(cap);
+  for (Index r = 0; r < rows; ++r) {
+    for (Index w = 0; w < vectors; ++w) {
+      T* const at = s + r * row_stride + w * kCount;
+      store(at, caps * tanh_of<T>(load(at) / caps));
+    }
+  }
+}
+
+}  // namespace mha::kernels::MHA_TARGET
+#endif

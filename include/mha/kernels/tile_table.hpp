@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+//
+// The table of this target's functions. Included by targets.hpp once per instruction set.
+#if !defined(MHA_TARGET)
+#include "mha/kernels/targets.hpp"
+#else
+namespace mha::kernels::MHA_TARGET {
+
+template <class T>
+inline constexpr Kernels<T> kTable = {
+    Simd<T>::kCount, product<T>,           pack<T>,    unpack<T>, fold_max<T>,   raise<T>,
+    exponentiate<T>, exponentiate_rows<T>, rescale<T>, merge<T>,  all_finite<T>, softcap<T>};
+
+}  // namespace mha::kernels::MHA_TARGET
+#endif
