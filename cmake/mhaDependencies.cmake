@@ -109,3 +109,27 @@ function(mha_require_benchmark)
       ", or set MHA_BUILD_BENCH=OFF")
   endif()
 endfunction()
+
+# What the benchmarks compare with if it is there; never downloaded.
+# mha_torch: libtorch, with Torch_VERSION.
+macro(mha_find_torch)
+  find_package(Torch CONFIG QUIET)
+  if(Torch_FOUND)
+    add_library(mha_torch INTERFACE)
+    target_link_libraries(mha_torch INTERFACE ${TORCH_LIBRARIES})
+  endif()
+endmacro()
+
+# mha_openblas: OpenBLAS with its C interface.
+function(mha_find_openblas)
+  find_path(MHA_OPENBLAS_INCLUDE NAMES openblas_config.h
+    PATH_SUFFIXES openblas-pthread openblas openblas-openmp)
+  find_library(MHA_OPENBLAS_LIBRARY NAMES openblas
+    PATH_SUFFIXES openblas-pthread openblas openblas-openmp)
+  mark_as_advanced(MHA_OPENBLAS_INCLUDE MHA_OPENBLAS_LIBRARY)
+  if(MHA_OPENBLAS_INCLUDE AND MHA_OPENBLAS_LIBRARY)
+    add_library(mha_openblas INTERFACE)
+    target_include_directories(mha_openblas SYSTEM INTERFACE ${MHA_OPENBLAS_INCLUDE})
+    target_link_libraries(mha_openblas INTERFACE ${MHA_OPENBLAS_LIBRARY})
+  endif()
+endfunction()

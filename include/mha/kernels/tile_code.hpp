@@ -4,10 +4,13 @@
 #if !defined(MHA_TARGET)
 #include "mha/kernels/targets.hpp"
 #else
-#include "mha/kernels/tile_modify.hpp"
-#include "mha/kernels/tile_pack.hpp"
-#include "mha/kernels/tile_product.hpp"
-#include "mha/kernels/tile_softmax.hpp"
-#include "mha/kernels/tile_table.hpp"
+// Each needs those before it.
+// clang-format off
 #include "mha/kernels/tile_vectors.hpp"
+#include "mha/kernels/tile_product.hpp"
+#include "mha/kernels/tile_pack.hpp"
+#include "mha/kernels/tile_softmax.hpp"
+#include "mha/kernels/tile_modify.hpp"
+#include "mha/kernels/tile_table.hpp"
+// clang-format on
 #endif
