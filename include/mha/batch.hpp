@@ -6,8 +6,6 @@
 // attention.hpp and multi_head.hpp share.
 #pragma once
 
-#include <vector>
-
 #include "mha/executor.hpp"
 #include "mha/kernels/attend.hpp"
 #include "mha/reference.hpp"
@@ -36,19 +34,18 @@ struct BatchTask {
   TensorView<Acc> weights;
   TensorView<Acc> lse;
   Index past_len = 0;
-  /// Empty: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of
-  /// all sequences; weights has one per sequence.
-  std::vector<Segment> segments{};
+  /// Null: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of all
+  /// num_segments sequences; weights has one per sequence.
+  const Segment* segments = nullptr;
+  Index num_segments = 0;
 
-  Index batch() const {
-    return segments.empty() ? query.size(0) : static_cast<Index>(segments.size());
-  }
+  Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
   /// Of the longest sequence.
   Index query_len() const { return longest(query, &Segment::query_len); }
   Index kv_len() const { return longest(key, &Segment::kv_len); }
   Segment segment(Index b) const {
-    if (segments.empty()) return {0, query.size(2), 0, key.size(2)};
-    return segments[static_cast<std::size_t>(b)];
+    if (segments == nullptr) return {0, query.size(2), 0, key.size(2)};
+    return segments[b];
   }
   Extent extent(Index b) const {
     const Segment s = segment(b);
@@ -56,7 +53,7 @@ struct BatchTask {
   }
   HeadTask<In, Out, Acc> head(Index b, Index h) const {
     const Segment s = segment(b);
-    const Index entry = segments.empty() ? b : 0;
+    const Index entry = segments == nullptr ? b : 0;
     const Index kv_head = h / (query.size(1) / key.size(1));
     HeadTask<In, Out, Acc> task;
     task.query = query.matrix(entry, h).middle_rows(s.query_row, s.query_len);
@@ -72,9 +69,9 @@ struct BatchTask {
 
  private:
   Index longest(const TensorView<const In>& tensor, Index Segment::*len) const {
-    if (segments.empty()) return tensor.size(2);
+    if (segments == nullptr) return tensor.size(2);
     Index most = 0;
-    for (const Segment& s : segments) most = std::max(most, s.*len);
+    for (Index b = 0; b < num_segments; ++b) most = std::max(most, segments[b].*len);
     return most;
   }
 };
@@ -83,16 +80,10 @@ struct BatchTask {
 template <class Acc>
 inline constexpr bool has_fast_path = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
 
-/// Every head of every sequence. Task k is head k % num_heads of sequence k / num_heads.
+/// Every head of every sequence, head by head: without kernels, or for scalars that they do not take.
 template <class In, class Out, class Acc, class RuleSet>
-void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
-            [[maybe_unused]] Workspace* workspace) {
-#if MHA_KERNELS
-  if constexpr (has_fast_path<Acc>) {
-    kernels::attend<In, Out, Acc>(call, rules, executor, workspace);
-    return;
-  }
-#endif
+void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
+                    const Executor& executor) {
   const Index num_heads = call.query.size(1);
   executor.parallel_for(call.batch() * num_heads, [&](Index k) {
     const Index b = k / num_heads;
@@ -107,6 +98,27 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
 #endif
     reference::attend(rules, call.extent(b), b, h, task);
   });
+}
+
+/// Do the kernels compute in this type?
+template <class Acc>
+inline constexpr bool has_kernels = MHA_KERNELS != 0 && has_fast_path<Acc>;
+
+/// Every head of every sequence.
+template <class In, class Out, class Acc, class RuleSet>
+void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
+            [[maybe_unused]] Workspace* workspace) {
+#if MHA_KERNELS
+  if constexpr (has_kernels<Acc>) {
+    const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
+    const CallMemory memory(workspace, plan.bytes());
+    kernels::attend<In, Out, Acc>(call, rules, plan, executor, memory.data());
+  } else {
+    attend_plainly(call, rules, executor);
+  }
+#else
+  attend_plainly(call, rules, executor);
+#endif
 }
 
 /// The checks of every entry over tensors. Nothing has been written when they throw.

@@ -11,6 +11,7 @@
 #include "mha/batch.hpp"
 #include "mha/extra_keys.hpp"
 #include "mha/initialise.hpp"
+#include "mha/layer_memory.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
 #include "mha/sequences.hpp"
@@ -154,6 +155,60 @@ class MultiHead {
     return forward(x, All{}, options);
   }
 
+  /// The output of forward(), in each of its forms, written to memory of yours: any Eigen matrix,
+  /// block or map of query.rows() x out_dim. With options.workspace nothing is allocated after the
+  /// first call of a shape.
+  /// @throws std::invalid_argument if shapes disagree, or weights or lse are asked for; nothing has
+  ///         been written then
+  template <EigenInMemory O, EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
+  void forward_into(O&& output, const Q& query, const K& key, const V& value,
+                    const RuleType& rule = {}, const Options& options = {}) const {
+    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
+                                   RuleType>::kChecked);
+    const detail::Argument<Q> q(query);
+    const detail::Argument<K> k(key);
+    const detail::Argument<V> v(value);
+    forward_views_into(matrix_view(output), q.view(), k.view(), v.view(), detail::as_rules(rule),
+                       options);
+  }
+  template <EigenInMemory O, EigenDense X, EigenDense C, IsRule RuleType = All>
+  void forward_into(O&& output, const X& x, const C& context, const RuleType& rule = {},
+                    const Options& options = {}) const {
+    const detail::Argument<X> q(x);
+    const detail::Argument<C> kv(context);
+    forward_views_into(matrix_view(output), q.view(), kv.view(), kv.view(), detail::as_rules(rule),
+                       options);
+  }
+  template <EigenInMemory O, EigenDense X, IsRule RuleType = All>
+  void forward_into(O&& output, const X& x, const RuleType& rule = {},
+                    const Options& options = {}) const {
+    const detail::Argument<X> all(x);
+    forward_views_into(matrix_view(output), all.view(), all.view(), all.view(),
+                       detail::as_rules(rule), options);
+  }
+  template <EigenInMemory O, EigenDense X>
+  void forward_into(O&& output, const X& x, const Options& options) const {
+    forward_into(std::forward<O>(output), x, All{}, options);
+  }
+
+  /// Bytes of Workspace that a call of forward() or forward_into() needs. 0 for scalars that the
+  /// kernels do not compute in: those calls allocate.
+  /// @param query_rows, key_rows  of all sequences of the call
+  [[nodiscard]] std::size_t workspace_bytes(Index query_rows, Index key_rows,
+                                            const Options& options = {}) const {
+    if constexpr (!detail::has_kernels<Acc>) {
+      return 0;
+    } else {
+      const Batch batch = detail::cut_sequences(query_rows, key_rows, options);
+      if (batch.count == 0) return 0;
+      const bool own_lse = config_.add_zero_attn && !options.need_lse;
+      detail::LayerSizes s = sizes(query_rows, key_rows, batch.count, own_lse, batch.ragged);
+      s.scratch = std::max(scratch_bytes(query_rows, key_rows, batch, true, options.executor),
+                           scratch_bytes(query_rows, key_rows, batch, false, options.executor));
+      return detail::layer_bytes<Acc>(s);
+    }
+  }
+
   /// The output of forward(), in each of its forms.
   template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
   [[nodiscard]] Matrix<Scalar> operator()(const Q& query, const K& key, const V& value,
@@ -227,12 +282,7 @@ class MultiHead {
                     "MultiHead: value.rows() must equal key.rows() (kv_len), got ", value.rows,
                     " and ", key.rows);
     check_parameters();
-    Batch batch = detail::cut_sequences(query.rows, key.rows, options);
-    for (const detail::Segment& s : batch.segments) {
-      detail::require(options.past_len >= 0 && options.past_len <= s.kv_len,
-                      "MultiHead: past_len must lie between 0 and kv_len, got ", options.past_len,
-                      " and ", s.kv_len);
-    }
+    const Batch batch = detail::cut_sequences(query.rows, key.rows, options);
     detail::require(c.rotary || (options.positions.empty() && options.kv_positions.empty()),
                     "MultiHead: positions are for a layer with rotary");
     detail::require(options.positions.size() <= 1 || options.positions.size() == query.rows,
@@ -246,8 +296,8 @@ class MultiHead {
         "MultiHead: kv_positions must be given beside positions, since key.rows() is "
         "not query.rows(): ",
         key.rows, " and ", query.rows);
-    rules.check({"MultiHead", static_cast<Index>(batch.segments.size()), c.num_heads,
-                 batch.query_len, batch.kv_len, batch.ragged});
+    rules.check(
+        {"MultiHead", batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
     return batch;
   }
 
@@ -277,124 +327,264 @@ class MultiHead {
                        const Options& options) const {
     const MultiHeadConfig& c = config_;
     const Batch batch = check(query, key, value, rules, options);
-    const auto sequences = static_cast<Index>(batch.segments.size());
-    const Index extra_key = c.add_bias_kv ? 1 : 0;  // at the end of every sequence
     Result result;
     result.output.resize(query.rows, c.out_dim);
     if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
-    const bool need_weights = options.need_weights || options.average_weights;
-    if (need_weights) {
-      result.weights = Tensor<Acc>({sequences, c.num_heads, batch.query_len,
-                                    batch.kv_len + extra_key + (c.add_zero_attn ? 1 : 0)});
+    if (options.need_weights || options.average_weights) {
+      result.weights =
+          Tensor<Acc>({batch.count, c.num_heads, batch.query_len,
+                       batch.kv_len + (c.add_bias_kv ? 1 : 0) + (c.add_zero_attn ? 1 : 0)});
     }
-    if (sequences == 0) {
-      if (options.average_weights) result.weights = averaged(result.weights);
-      return result;
-    }
-
-    // Project.
-    const Index key_rows = key.rows + extra_key * sequences;
-    Matrix<Acc> q(query.rows, c.num_heads * c.head_dim);
-    Matrix<Acc> k(key_rows, c.kv_heads * c.head_dim);
-    Matrix<Acc> v(key_rows, c.kv_heads * c.value_dim);
-    detail::project<Acc>(query, q_proj, matrix_view(q), options.executor);
-    std::vector<detail::Segment> segments = batch.segments;
-    project_keys(key, k_proj, bias_k, segments, k, options.executor);
-    project_keys(value, v_proj, bias_v, segments, v, options.executor);
-    if (extra_key == 1) {
-      for (std::size_t b = 0; b < segments.size(); ++b) {
-        segments[b].key_row += static_cast<Index>(b);
-        segments[b].kv_len += 1;
-      }
-    }
-    if (c.rotary) rotate(q, k, batch.segments, segments, options);
-
-    // Attend. The heads of q, k, v and of the concatenation are views of their columns.
-    Matrix<Acc> concat(query.rows, c.num_heads * c.value_dim);
-    Matrix<Acc> lse;
-    const bool lse_wanted = options.need_lse || (need_weights && c.add_zero_attn);
-    if (lse_wanted) lse.resize(query.rows, c.num_heads);
-    detail::BatchTask<Acc> call{split_heads(q, c.num_heads),
-                                split_heads(k, c.kv_heads),
-                                split_heads(v, c.kv_heads),
-                                split_heads(concat, c.num_heads),
-                                result.weights.view(),
-                                split_heads(lse, c.num_heads),
-                                options.past_len,
-                                std::move(segments)};
-    detail::attend(call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options.executor,
-                   nullptr);
-    detail::project<Acc>(MatrixView<const Acc>(matrix_view(concat)), out_proj,
-                         matrix_view(result.output), options.executor);
-
-    if (need_weights) place_extra_columns(batch, lse, result.weights);
+    const MatrixView<Scalar> output{result.output.data(), query.rows, c.out_dim, c.out_dim, 1};
+    const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
+    compute(query, key, value, rules, options, batch, output, lse, result.weights);
     if (options.average_weights) result.weights = averaged(result.weights);
-    if (options.need_lse) result.lse = std::move(lse);
     return result;
   }
 
-  /// k_proj or v_proj of all rows; with add_bias_kv, the bias row follows each sequence.
-  static void project_keys(const View& x, const Linear& linear, const RowVector<Scalar>& bias_row,
-                           const std::vector<detail::Segment>& segments, Matrix<Acc>& result,
-                           const Executor& executor) {
-    if (bias_row.size() == 0) {
-      detail::project<Acc>(x, linear, matrix_view(result), executor);
-      return;
+  template <class RuleSet>
+  void forward_views_into(const MatrixView<Scalar>& output, const View& query, const View& key,
+                          const View& value, const RuleSet& rules, const Options& options) const {
+    const Batch batch = check(query, key, value, rules, options);
+    detail::require(output.rows == query.rows && output.cols == config_.out_dim,
+                    "MultiHead: output must be ", query.rows, " x ", config_.out_dim, ", got ",
+                    output.rows, " x ", output.cols);
+    detail::require(!options.need_weights && !options.average_weights && !options.need_lse,
+                    "MultiHead: forward_into returns the output alone; weights and lse come from "
+                    "forward");
+    Tensor<Acc> no_weights;
+    compute(query, key, value, rules, options, batch, output, {}, no_weights);
+  }
+
+  /// Sizes of a call's memory, without its scratch.
+  detail::LayerSizes sizes(Index query_rows, Index key_rows, Index sequences, bool own_lse,
+                           bool ragged) const {
+    const MultiHeadConfig& c = config_;
+    detail::LayerSizes s;
+    s.query_rows = query_rows;
+    s.key_rows = key_rows + (c.add_bias_kv ? sequences : 0);
+    s.query_width = c.num_heads * c.head_dim;
+    s.key_width = c.kv_heads * c.head_dim;
+    s.value_width = c.kv_heads * c.value_dim;
+    s.concat_width = c.num_heads * c.value_dim;
+    s.lse_width = own_lse ? c.num_heads : 0;
+    s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
+    if constexpr (!std::is_same_v<Scalar, Acc>) {
+      for (const Linear* linear : {&q_proj, &k_proj, &v_proj, &out_proj}) {
+        s.wide_weight = std::max(s.wide_weight, linear->weight.size());
+        s.wide_bias = std::max(s.wide_bias, linear->bias.size());
+      }
     }
-    Index row = 0;
-    for (const detail::Segment& s : segments) {
-      detail::project<Acc>(x.middle_rows(s.key_row, s.kv_len), linear,
-                           matrix_view(result).middle_rows(row, s.kv_len), executor);
-      row += s.kv_len;
-      for (Index d = 0; d < bias_row.size(); ++d)
-        result(row, d) = detail::convert<Acc>(bias_row(d));
-      ++row;
+    return s;
+  }
+
+  /// The scratch of its steps, which share it: the largest counts.
+  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch, bool contiguous,
+                            const Executor& executor) const {
+    std::size_t most = 0;
+#if MHA_KERNELS
+    if constexpr (detail::has_kernels<Acc>) {
+      const MultiHeadConfig& c = config_;
+      const auto project = [&]<class In, class Out>(Index rows, Index inputs, Index outputs,
+                                                    Index jobs, bool in_rows, In, Out) {
+        most = std::max(most, detail::projection_plan<Acc, In, Scalar, Out>(rows, inputs, outputs,
+                                                                            jobs, in_rows, executor)
+                                  .bytes());
+      };
+      const Index widest =
+          std::max({c.num_heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.value_dim});
+      for (const Index jobs : {1, 2, 3}) {  // self-attention projects thrice, a context twice
+        for (const Index rows : {query_rows, key_rows}) {
+          for (const Index inputs : {c.embed_dim, c.kdim, c.vdim}) {
+            for (const Index outputs : {widest, c.num_heads * c.head_dim, c.kv_heads * c.head_dim,
+                                        c.kv_heads * c.value_dim}) {
+              project(rows, inputs, outputs, jobs, true, Scalar(), Acc());
+            }
+          }
+        }
+      }
+      project(query_rows, c.num_heads * c.value_dim, c.out_dim, 1, contiguous, Acc(), Scalar());
+      const kernels::Plan<Acc> plan(batch.count, c.num_heads, c.kv_heads, batch.query_len,
+                                    batch.kv_len + (c.add_bias_kv ? 1 : 0), c.head_dim, c.value_dim,
+                                    false, executor);
+      most = std::max(most, plan.bytes());
+    }
+#endif
+    return most;
+  }
+
+  template <class RuleSet>
+  void compute(const View& query, const View& key, const View& value, const RuleSet& rules,
+               const Options& options, const Batch& batch, const MatrixView<Scalar>& output,
+               const MatrixView<Acc>& lse, Tensor<Acc>& weights) const {
+    if (batch.count == 0) return;
+    const bool own_lse = lse.data == nullptr && !weights.empty() && config_.add_zero_attn;
+    detail::LayerSizes s = sizes(query.rows, key.rows, batch.count, own_lse, batch.ragged);
+    if constexpr (detail::has_kernels<Acc>) {
+      s.scratch =
+          scratch_bytes(query.rows, key.rows, batch, output.col_stride == 1, options.executor);
+      const detail::CallMemory block(options.workspace, detail::layer_bytes<Acc>(s));
+      detail::BlockMatrices<Acc> source(block.data());
+      compute_in(detail::LayerMemory<Acc>(s, source), query, key, value, rules, options, batch,
+                 output, lse, weights);
+    } else {
+      detail::OwnedMatrices<Acc> source;
+      compute_in(detail::LayerMemory<Acc>(s, source), query, key, value, rules, options, batch,
+                 output, lse, weights);
     }
   }
 
+  template <class RuleSet>
+  void compute_in(const detail::LayerMemory<Acc>& memory, const View& query, const View& key,
+                  const View& value, const RuleSet& rules, const Options& options,
+                  const Batch& batch, const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
+                  Tensor<Acc>& weights) const {
+    const MultiHeadConfig& c = config_;
+    const MatrixView<Acc>& lse_rows = lse.data != nullptr ? lse : memory.lse;
+    const Index extra = c.add_bias_kv ? 1 : 0;  // keys that end every sequence
+    const bool in_segments = memory.segments != nullptr && (batch.ragged || extra == 1);
+    if (in_segments) batch.place(options, extra, memory.segments);
+    project_inputs(memory, query, key, value, batch, options.executor);
+    if (c.rotary) rotate(memory, batch, options);
+
+    // Attend. The heads of q, k, v and of the concatenation are views of their columns.
+    const Index entries = in_segments ? 1 : batch.count;
+    detail::BatchTask<Acc> call{detail::head_view<const Acc>(memory.q, c.num_heads, entries),
+                                detail::head_view<const Acc>(memory.k, c.kv_heads, entries),
+                                detail::head_view<const Acc>(memory.v, c.kv_heads, entries),
+                                detail::head_view(memory.concat, c.num_heads, entries),
+                                weights.view(),
+                                detail::head_view(lse_rows, c.num_heads, entries),
+                                options.past_len};
+    if (lse_rows.cols == 0) call.lse.data = nullptr;
+    if (weights.empty()) call.weights.data = nullptr;
+    if (in_segments) {
+      call.segments = memory.segments;
+      call.num_segments = batch.count;
+    }
+    if (c.add_bias_kv || c.add_zero_attn) {
+      attend(memory, call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options);
+    } else {
+      attend(memory, call, rules, options);
+    }
+    const detail::ProjectionTask<Linear, Scalar> last{&out_proj, output};
+    detail::project<Acc, Acc>(memory.concat, &last, 1, options.executor, projection_memory(memory));
+    if (!weights.empty()) place_extra_columns(batch, options, lse_rows, weights);
+  }
+
+  static detail::ProjectionMemory<Acc> projection_memory(const detail::LayerMemory<Acc>& memory) {
+    return {memory.wide_weight, memory.wide_bias, memory.scratch};
+  }
+
+  template <class RuleSet>
+  static void attend(const detail::LayerMemory<Acc>& memory, const detail::BatchTask<Acc>& call,
+                     const RuleSet& rules, const Options& options) {
+#if MHA_KERNELS
+    if constexpr (detail::has_kernels<Acc>) {
+      const auto plan = kernels::plan_of<Acc, Acc>(call, options.executor);
+      kernels::attend<Acc, Acc, Acc>(call, rules, plan, options.executor, memory.scratch);
+      return;
+    }
+#endif
+    (void)memory;
+    detail::attend(call, rules, options.executor, nullptr);
+  }
+
+  /// q, k and v. What is projected from one matrix is projected together. With add_bias_kv, the bias
+  /// rows follow each sequence.
+  void project_inputs(const detail::LayerMemory<Acc>& memory, const View& query, const View& key,
+                      const View& value, const Batch& batch, const Executor& executor) const {
+    using Task = detail::ProjectionTask<Linear, Acc>;
+    const detail::ProjectionMemory<Acc> scratch = projection_memory(memory);
+    const auto same = [](const View& a, const View& b) {
+      return a.data == b.data && a.rows == b.rows && a.cols == b.cols &&
+             a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+    };
+    const Task tasks[3] = {{&q_proj, memory.q}, {&k_proj, memory.k}, {&v_proj, memory.v}};
+    if (!config_.add_bias_kv) {
+      const bool one_context = same(key, value);
+      if (one_context && same(query, key)) {
+        detail::project<Acc>(query, tasks, 3, executor, scratch);
+        return;
+      }
+      detail::project<Acc>(query, tasks, 1, executor, scratch);
+      detail::project<Acc>(key, tasks + 1, one_context ? 2 : 1, executor, scratch);
+      if (!one_context) detail::project<Acc>(value, tasks + 2, 1, executor, scratch);
+      return;
+    }
+    detail::project<Acc>(query, tasks, 1, executor, scratch);
+    for (Index b = 0; b < batch.count; ++b) {
+      const detail::Segment& s = memory.segments[b];
+      const Index own = s.kv_len - 1;
+      const Index given = s.key_row - b;
+      const Task keys{&k_proj, memory.k.middle_rows(s.key_row, own)};
+      const Task values{&v_proj, memory.v.middle_rows(s.key_row, own)};
+      detail::project<Acc>(key.middle_rows(given, own), &keys, 1, executor, scratch);
+      detail::project<Acc>(value.middle_rows(given, own), &values, 1, executor, scratch);
+      for (Index d = 0; d < bias_k.size(); ++d) {
+        memory.k(s.key_row + own, d) = detail::convert<Acc>(bias_k(d));
+      }
+      for (Index d = 0; d < bias_v.size(); ++d) {
+        memory.v(s.key_row + own, d) = detail::convert<Acc>(bias_v(d));
+      }
+    }
+  }
+
+  /// Where sequence b lies among the rows of q and k.
+  static detail::Segment segment_at(const detail::LayerMemory<Acc>& memory, const Batch& batch,
+                                    Index b) {
+    if (memory.segments != nullptr && batch.ragged) return memory.segments[b];
+    const Index kv_len = memory.k.rows / batch.count;  // equal, with bias_k's row
+    return {b * batch.query_len, batch.query_len, b * kv_len, kv_len};
+  }
+
   /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k.
-  void rotate(Matrix<Acc>& q, Matrix<Acc>& k, const std::vector<detail::Segment>& given,
-              const std::vector<detail::Segment>& stored, const Options& options) const {
+  void rotate(const detail::LayerMemory<Acc>& memory, const Batch& batch,
+              const Options& options) const {
     const IndexList& kv_positions =
         options.kv_positions.empty() ? options.positions : options.kv_positions;
     const auto part = [](const IndexList& all, Index row, Index count, Index first) {
+      if (all.size() <= 1) return IndexList(all.empty() ? first : all[0]);
       std::vector<Index> positions(static_cast<std::size_t>(count));
-      for (Index i = 0; i < count; ++i) {
-        positions[static_cast<std::size_t>(i)] = all.size() > 1 ? all[row + i]
-                                                 : all.empty()  ? first + i
-                                                                : all[0] + i;
-      }
+      for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = all[row + i];
       return IndexList(positions);
     };
-    for (std::size_t b = 0; b < given.size(); ++b) {
-      const detail::Segment& s = given[b];
-      auto queries = q.middleRows(s.query_row, s.query_len);
-      auto keys = k.middleRows(stored[b].key_row, s.kv_len);
-      rotary_in_place(split_heads(queries, config_.num_heads), *config_.rotary,
-                      part(options.positions, s.query_row, s.query_len, options.past_len));
-      rotary_in_place(split_heads(keys, config_.kv_heads), *config_.rotary,
-                      part(kv_positions, s.key_row, s.kv_len, 0));
+    const Index extra = config_.add_bias_kv ? 1 : 0;
+    for (Index b = 0; b < batch.count; ++b) {
+      const detail::Segment s = segment_at(memory, batch, b);
+      const Index own = s.kv_len - extra;
+      rotary_in_place(
+          detail::head_view(memory.q.middle_rows(s.query_row, s.query_len), config_.num_heads),
+          *config_.rotary, part(options.positions, s.query_row, s.query_len, options.past_len));
+      rotary_in_place(detail::head_view(memory.k.middle_rows(s.key_row, own), config_.kv_heads),
+                      *config_.rotary, part(kv_positions, s.key_row - b * extra, own, 0));
     }
   }
 
   /// bias_k's weight, which follows each sequence's own keys, into the column that it has for all;
   /// and the weight of the key of zeros, exp(0 - lse), into the last one.
-  void place_extra_columns(const Batch& batch, const Matrix<Acc>& lse, Tensor<Acc>& weights) const {
+  void place_extra_columns(const Batch& batch, const Options& options, const MatrixView<Acc>& lse,
+                           Tensor<Acc>& weights) const {
     using std::exp;
-    for (std::size_t n = 0; n < batch.segments.size(); ++n) {
-      const detail::Segment& s = batch.segments[n];
-      const auto b = static_cast<Index>(n);
+    if (!config_.add_bias_kv && !config_.add_zero_attn) return;
+    const IndexList& q = options.sequences;
+    const IndexList& k = options.kv_sequences.empty() ? q : options.kv_sequences;
+    Index row = 0;
+    for (Index b = 0; b < batch.count; ++b) {
+      const Index query_len = batch.ragged ? q[b] : batch.query_len;
+      const Index kv_len = batch.ragged ? k[b] : batch.kv_len;
       for (Index h = 0; h < weights.size(1); ++h) {
-        for (Index i = 0; i < s.query_len; ++i) {
+        for (Index i = 0; i < query_len; ++i) {
           if (config_.add_bias_kv) {
-            const Acc weight = std::exchange(weights(b, h, i, s.kv_len), Acc(0));
+            const Acc weight = std::exchange(weights(b, h, i, kv_len), Acc(0));
             weights(b, h, i, batch.kv_len) = weight;
           }
           if (config_.add_zero_attn) {
-            weights(b, h, i, weights.size(3) - 1) = Acc(exp(Acc(-lse(s.query_row + i, h))));
+            weights(b, h, i, weights.size(3) - 1) = Acc(exp(Acc(-lse(row + i, h))));
           }
         }
       }
+      row += query_len;
     }
   }
 

@@ -10,6 +10,7 @@
 
 #include "mha/executor.hpp"
 #include "mha/rotary.hpp"
+#include "mha/workspace.hpp"
 
 namespace mha {
 
@@ -39,10 +40,11 @@ struct MultiHeadOptions {
                              ///< row, the others following; default past_len
   IndexList kv_positions{};  ///< likewise of key; default `positions`, or 0
   Index past_len = 0;        ///< leading keys of each sequence that precede query row 0
-  bool need_weights = false;     ///< return the weights of every head; changes no other number
-  bool average_weights = false;  ///< return them averaged over the heads
-  bool need_lse = false;         ///< return the log of each row's softmax denominator
-  Executor executor{};           ///< who computes; the calling thread if not given
+  bool need_weights = false;       ///< return the weights of every head; changes no other number
+  bool average_weights = false;    ///< return them averaged over the heads
+  bool need_lse = false;           ///< return the log of each row's softmax denominator
+  Executor executor{};             ///< who computes; the calling thread if not given
+  Workspace* workspace = nullptr;  ///< memory of yours to work in; else the call's own
 };
 
 namespace detail {

@@ -5,8 +5,10 @@
 #pragma once
 
 #include "mha/batch.hpp"
-#include "mha/executor.hpp"
+#include "mha/kernels/project.hpp"
+#if !MHA_KERNELS
 #include "mha/product.hpp"
+#endif
 
 namespace mha {
 
@@ -43,8 +45,85 @@ constexpr bool fits_on_stack(int heads, int head_dim) {
   return limit == 0 || width * width * static_cast<long long>(sizeof(Scalar)) <= limit;
 }
 
-/// Rows that are projected at a time, whoever computes: the block is part of what fixes the bits.
-inline constexpr Index kProjectionTile = 256;
+/// One of several maps of the same x.
+template <class Linear, class Out>
+struct ProjectionTask {
+  const Linear* linear;
+  MatrixView<Out> y;
+};
+
+/// Memory for projecting: where 16-bit weights are widened, and the kernels' scratch.
+template <class Acc>
+struct ProjectionMemory {
+  Acc* wide_weight = nullptr;
+  Acc* wide_bias = nullptr;
+  std::byte* scratch = nullptr;
+};
+
+/// y = x W + b, for scalars without a fast product.
+template <class Acc, class In, class Out>
+void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& weight,
+                   const MatrixView<const Acc>& bias, const MatrixView<Out>& y) {
+  for (Index i = 0; i < x.rows; ++i) {
+    for (Index c = 0; c < y.cols; ++c) {
+      Acc sum = bias.cols != 0 ? bias(0, c) : Acc(0);
+      for (Index d = 0; d < x.cols; ++d) sum += Acc(convert<Acc>(x(i, d)) * weight(d, c));
+      y(i, c) = convert<Out>(sum);
+    }
+  }
+}
+
+#if MHA_KERNELS
+
+/// How the kernels map rows by `jobs` weights, the widest of which has so many outputs.
+template <class Acc, class In, class Scalar, class Out>
+kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index jobs,
+                                          bool contiguous, const Executor& executor) {
+  const bool converts = !std::is_same_v<In, Acc> || !std::is_same_v<Out, Acc> || !contiguous;
+  return {rows, inputs, outputs, std::is_same_v<Scalar, Acc> ? jobs : 1, converts, executor};
+}
+
+template <class Acc, class In, class Linear, class Out>
+void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
+                        Index num_tasks, const Executor& executor,
+                        const ProjectionMemory<Acc>& memory) {
+  using Scalar = typename Linear::Weight::Scalar;
+  const auto run = [&](const kernels::ProjectJob<In, Out, Acc>* jobs, Index count) {
+    Index outputs = 0;
+    bool contiguous = true;
+    for (Index n = 0; n < count; ++n) {
+      outputs = std::max(outputs, jobs[n].y.cols);
+      contiguous = contiguous && jobs[n].y.col_stride == 1;
+    }
+    const auto plan =
+        projection_plan<Acc, In, Scalar, Out>(x.rows, x.cols, outputs, count, contiguous, executor);
+    kernels::project(x, jobs, count, plan, executor, memory.scratch);
+  };
+  kernels::ProjectJob<In, Out, Acc> jobs[3];
+  for (Index n = 0; n < num_tasks; ++n) {
+    const Linear& linear = *tasks[n].linear;
+    kernels::ProjectJob<In, Out, Acc>& job = jobs[std::is_same_v<Scalar, Acc> ? n : 0];
+    job.y = tasks[n].y;
+    job.weight.row_stride = linear.weight.cols();
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      job.weight.weight = linear.weight.data();
+      job.weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
+    } else {
+      using WideWeight = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
+      using Weight = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+      WideWeight(memory.wide_weight, linear.weight.size()) =
+          Weight(linear.weight.data(), linear.weight.size()).template cast<Acc>();
+      WideWeight(memory.wide_bias, linear.bias.size()) =
+          Weight(linear.bias.data(), linear.bias.size()).template cast<Acc>();
+      job.weight.weight = memory.wide_weight;
+      job.weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
+      run(&job, 1);
+    }
+  }
+  if constexpr (std::is_same_v<Scalar, Acc>) run(jobs, num_tasks);
+}
+
+#else
 
 /// y = x W + b for some rows, in Acc, through Eigen's product.
 template <class Acc, class In, class Out>
@@ -76,8 +155,8 @@ void project_tile(const MatrixView<const In>& x, const MatrixView<const Acc>& we
     add_product(rows, stride, weight.data, weight.row_stride, result, result_stride, x.rows, x.cols,
                 y.cols);
   };
-  if constexpr (std::is_same_v<Out, Acc>) {
-    compute(y.data, y.row_stride);
+  if (std::is_same_v<Out, Acc> && y.col_stride == 1) {
+    if constexpr (std::is_same_v<Out, Acc>) compute(y.data, y.row_stride);
   } else {
     Matrix<Acc> result(y.rows, y.cols);
     compute(result.data(), result.outerStride());
@@ -87,50 +166,51 @@ void project_tile(const MatrixView<const In>& x, const MatrixView<const Acc>& we
   }
 }
 
-/// y = x W + b, for scalars without a fast product.
-template <class Acc, class In, class Out>
-void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& weight,
-                   const MatrixView<const Acc>& bias, const MatrixView<Out>& y) {
-  for (Index i = 0; i < x.rows; ++i) {
-    for (Index c = 0; c < y.cols; ++c) {
-      Acc sum = bias.cols != 0 ? bias(0, c) : Acc(0);
-      for (Index d = 0; d < x.cols; ++d) sum += Acc(convert<Acc>(x(i, d)) * weight(d, c));
-      y(i, c) = convert<Out>(sum);
-    }
-  }
-}
+#endif
 
-/// y = x W + b. `y` has contiguous rows. Sums are kept in Acc, 16-bit weights widened once per
-/// call.
+/// y = x W + b for up to three weights of one x. Sums are kept in Acc.
 template <class Acc, class In, class Linear, class Out>
-void project(const MatrixView<const In>& x, const Linear& linear, const MatrixView<Out>& y,
-             const Executor& executor) {
-  using Scalar = typename Linear::Weight::Scalar;
-  Matrix<Acc> wide_weight;
-  RowVector<Acc> wide_bias;
-  MatrixView<const Acc> weight;
-  MatrixView<const Acc> bias;
-  if constexpr (std::is_same_v<Scalar, Acc>) {
-    weight = matrix_view(linear.weight);
-    bias = matrix_view(linear.bias);
-    weight.row_stride = linear.weight.cols();  // one column: Eigen's strides are those of a column
-    weight.col_stride = 1;
-  } else {
-    wide_weight = linear.weight.template cast<Acc>();
-    wide_bias = linear.bias.template cast<Acc>();
-    weight = matrix_view(wide_weight);
-    bias = matrix_view(wide_bias);
+void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
+             Index num_tasks, const Executor& executor,
+             [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
+#if MHA_KERNELS
+  if constexpr (has_kernels<Acc>) {
+    project_by_kernels<Acc>(x, tasks, num_tasks, executor, memory);
+    return;
   }
-  const Index tiles = (x.rows + kProjectionTile - 1) / kProjectionTile;
-  executor.parallel_for(tiles, [&](Index t) {
-    const Index row = t * kProjectionTile;
-    const Index rows = std::min(kProjectionTile, x.rows - row);
-    if constexpr (has_fast_path<Acc>) {
-      project_tile<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
+#endif
+  using Scalar = typename Linear::Weight::Scalar;
+  for (Index n = 0; n < num_tasks; ++n) {
+    const Linear& linear = *tasks[n].linear;
+    const MatrixView<Out>& y = tasks[n].y;
+    Matrix<Acc> wide_weight;
+    RowVector<Acc> wide_bias;
+    MatrixView<const Acc> weight;
+    MatrixView<const Acc> bias;
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      weight = matrix_view(linear.weight);
+      bias = matrix_view(linear.bias);
+      weight.row_stride = linear.weight.cols();  // one column: Eigen's strides are a column's
+      weight.col_stride = 1;
     } else {
-      project_plain<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
+      wide_weight = linear.weight.template cast<Acc>();
+      wide_bias = linear.bias.template cast<Acc>();
+      weight = matrix_view(wide_weight);
+      bias = matrix_view(wide_bias);
     }
-  });
+    constexpr Index kRows = 256;  // at a time, whoever computes: part of what fixes the bits
+    executor.parallel_for((x.rows + kRows - 1) / kRows, [&](Index t) {
+      const Index row = t * kRows;
+      const Index rows = std::min(kRows, x.rows - row);
+#if !MHA_KERNELS
+      if constexpr (has_fast_path<Acc>) {
+        project_tile<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
+        return;
+      }
+#endif
+      project_plain<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
+    });
+  }
 }
 
 }  // namespace detail

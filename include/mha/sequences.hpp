@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "mha/batch.hpp"
 #include "mha/multi_head_config.hpp"
@@ -14,10 +13,24 @@ namespace mha::detail {
 
 /// How the rows of a call form sequences.
 struct SequenceBatch {
-  std::vector<Segment> segments;  ///< one per sequence, without keys the layer appends
-  Index query_len = 0;            ///< the longest
-  Index kv_len = 0;               ///< the longest
+  Index count = 0;
+  Index query_len = 0;  ///< the longest
+  Index kv_len = 0;     ///< the longest
   bool ragged = false;
+
+  /// Where each sequence lies, `extra` further keys at the end of every one included.
+  void place(const MultiHeadOptions& options, Index extra, Segment* segments) const {
+    const IndexList& q = options.sequences;
+    const IndexList& k = options.kv_sequences.empty() ? q : options.kv_sequences;
+    Segment next;
+    for (Index b = 0; b < count; ++b) {
+      next.query_len = ragged ? q[b] : query_len;
+      next.kv_len = (ragged ? k[b] : kv_len) + extra;
+      segments[b] = next;
+      next.query_row += next.query_len;
+      next.key_row += next.kv_len;
+    }
+  }
 };
 
 /// The sequences that the options make of so many rows.
@@ -36,23 +49,27 @@ inline SequenceBatch cut_sequences(Index query_rows, Index key_rows,
             "MultiHead: batch must be left out beside sequences, or equal their number, "
             "got ",
             options.batch, " and ", q.size());
-    Segment next;
+    Index query_sum = 0;
+    Index key_sum = 0;
+    batch.count = q.size();
     for (Index b = 0; b < q.size(); ++b) {
       require(q[b] >= 0 && k[b] >= 0, "MultiHead: lengths of sequences must not be negative, got ",
               q[b], " and ", k[b]);
       require(q[b] <= query_rows && k[b] <= key_rows,
               "MultiHead: sequences must not be longer than the input, got ", q[b],
               " query rows and ", k[b], " key rows");
-      next.query_len = q[b];
-      next.kv_len = k[b];
-      batch.segments.push_back(next);
-      next.query_row += q[b];
-      next.key_row += k[b];
+      require(options.past_len >= 0 && options.past_len <= k[b],
+              "MultiHead: past_len must lie between 0 and kv_len, got ", options.past_len, " and ",
+              k[b]);
+      query_sum += q[b];
+      key_sum += k[b];
+      batch.query_len = std::max(batch.query_len, q[b]);
+      batch.kv_len = std::max(batch.kv_len, k[b]);
     }
-    require(next.query_row == query_rows, "MultiHead: sequences must add up to query.rows(), got ",
-            next.query_row, " and ", query_rows);
-    require(next.key_row == key_rows, "MultiHead: kv_sequences must add up to key.rows(), got ",
-            next.key_row, " and ", key_rows);
+    require(query_sum == query_rows, "MultiHead: sequences must add up to query.rows(), got ",
+            query_sum, " and ", query_rows);
+    require(key_sum == key_rows, "MultiHead: kv_sequences must add up to key.rows(), got ", key_sum,
+            " and ", key_rows);
   } else {
     const Index n = options.batch;
     require(n >= 0, "MultiHead: batch must not be negative, got ", n);
@@ -61,14 +78,13 @@ inline SequenceBatch cut_sequences(Index query_rows, Index key_rows,
             query_rows);
     require(divides(key_rows), "MultiHead: batch must divide key.rows(), got ", n, " and ",
             key_rows);
-    for (Index b = 0; b < n; ++b) {
-      batch.segments.push_back(
-          {b * (query_rows / n), query_rows / n, b * (key_rows / n), key_rows / n});
-    }
-  }
-  for (const Segment& s : batch.segments) {
-    batch.query_len = std::max(batch.query_len, s.query_len);
-    batch.kv_len = std::max(batch.kv_len, s.kv_len);
+    if (n == 0) return batch;
+    batch.count = n;
+    batch.query_len = query_rows / n;
+    batch.kv_len = key_rows / n;
+    require(options.past_len >= 0 && options.past_len <= batch.kv_len,
+            "MultiHead: past_len must lie between 0 and kv_len, got ", options.past_len, " and ",
+            batch.kv_len);
   }
   return batch;
 }

@@ -105,26 +105,31 @@ struct Plan {
   std::size_t bytes() const { return static_cast<std::size_t>(workers) * bytes_per_worker; }
 };
 
-/// Computes a call. `Call` is detail::BatchTask.
+/// The plan of a call. `Call` is detail::BatchTask.
+template <class In, class T, class Call>
+Plan<T> plan_of(const Call& call, const Executor& executor) {
+  return Plan<T>(call.batch(), call.query.size(1), call.key.size(1), call.query_len(),
+                 call.kv_len(), call.query.size(3), call.value.size(3), !std::is_same_v<In, T>,
+                 executor);
+}
+
+/// Computes a call in plan.bytes() of memory.
 template <class In, class Out, class T, class Call, class RuleSet>
-void attend(const Call& call, const RuleSet& rules, const Executor& executor,
-            Workspace* workspace) {
+void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const Executor& executor,
+            std::byte* memory) {
+  if (plan.tasks == 0) return;
   const Target which = target();
   const Kernels<T>& kernels = table<T>(which);
   const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);
   const Index num_heads = call.query.size(1);
   const Index kv_heads = call.key.size(1);
-  const Plan<T> plan(call.batch(), num_heads, kv_heads, call.query_len(), call.kv_len(),
-                     call.query.size(3), call.value.size(3), !std::is_same_v<In, T>, executor);
-  if (plan.tasks == 0) return;
-  const mha::detail::CallMemory memory(workspace, plan.bytes());
 
   const auto head_at = [&](Index b, Index h) {
     return Head<In, Out, T>{kernels, calls, calls.placed(calls.rules, call.extent(b), b, h),
                             b,       h,     call.head(b, h)};
   };
   const auto arena_of = [&](Index worker) {
-    return Arena(memory.data() + static_cast<std::size_t>(worker) * plan.bytes_per_worker);
+    return Arena(memory + static_cast<std::size_t>(worker) * plan.bytes_per_worker);
   };
   if (plan.few) {
     share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {

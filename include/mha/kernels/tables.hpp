@@ -90,6 +90,9 @@ struct Kernels {
   void (*unpack)(const T* panel, Index panel_row, const T* factor, const T* offset, T* out,
                  Index row_stride, Index col_stride, Index rows, Index cols);
 
+  /// panel[r][l] = values[r], or 0 if null, for l < lanes.
+  void (*fill_rows)(T* panel, Index rows, Index lanes, const T* values);
+
   /// tile_max[l] = max(tile_max[l], s[j][l]) over `keys` rows of a panel. With a range, entries
   /// outside of begin[l] <= first + j < end[l] become -inf first.
   void (*fold_max)(T* s, Index keys, Index vectors, T* tile_max, const int_of<T>* begin,

@@ -205,5 +205,14 @@ void unpack(const T* panel, Index panel_row, const T* factor, const T* offset, T
   }
 }
 
+/// Kernels::fill_rows.
+template <class T>
+void fill_rows(T* panel, Index rows, Index lanes, const T* values) {
+  for (Index r = 0; r < rows; ++r, panel += kLanes<T>) {
+    const Vec<T> v = all(values != nullptr ? values[r] : T(0));
+    for (Index l = 0; l < lanes; l += Simd<T>::kCount) store(panel + l, v);
+  }
+}
+
 }  // namespace mha::kernels::MHA_TARGET
 #endif

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+//
+// What a call of the layer works in: the projected queries, keys and values, the concatenated heads,
+// and the scratch of its steps, cut from one block whose size is known beforehand. Scalars without
+// kernels get matrices of their own instead.
+#pragma once
+
+#include <vector>
+
+#include "mha/batch.hpp"
+#include "mha/kernels/tile_memory.hpp"
+
+namespace mha::detail {
+
+/// Hands out row-major matrices from a block, or counts what they take.
+template <class Acc>
+class BlockMatrices {
+ public:
+  explicit BlockMatrices(std::byte* block) : arena_(block) {}
+
+  /// Rows start at multiples of 64 bytes, but never a multiple of 2 KiB apart: such rows would share
+  /// a few lines of the first-level cache.
+  MatrixView<Acc> matrix(Index rows, Index cols) {
+    constexpr Index kLine = 64 / static_cast<Index>(sizeof(Acc));
+    Index stride = kernels::round_up(cols, kLine);
+    if (stride % (32 * kLine) == 0) stride += kLine;
+    return {arena_.template take<Acc>(rows * stride), rows, cols, stride, 1};
+  }
+  Segment* segments(Index count) { return arena_.template take<Segment>(count); }
+  std::byte* bytes(std::size_t count) {
+    return arena_.template take<std::byte>(static_cast<Index>(count));
+  }
+  std::size_t used() const { return arena_.used(); }
+
+ private:
+  kernels::Arena arena_;
+};
+
+/// The same from the heap, for any number type.
+template <class Acc>
+class OwnedMatrices {
+ public:
+  OwnedMatrices() { matrices_.reserve(kMost); }
+  MatrixView<Acc> matrix(Index rows, Index cols) {
+    matrices_.emplace_back(rows, cols);
+    MatrixView<Acc> view = matrix_view(matrices_.back());
+    view.row_stride = cols;  // one column: Eigen's strides are those of a column
+    view.col_stride = 1;
+    return view;
+  }
+  Segment* segments(Index count) {
+    segments_.resize(static_cast<std::size_t>(count));
+    return segments_.data();
+  }
+  std::byte* bytes(std::size_t) { return nullptr; }
+
+ private:
+  static constexpr std::size_t kMost = 8;
+  std::vector<Matrix<Acc>> matrices_;
+  std::vector<Segment> segments_;
+};
+
+/// Sizes of one call.
+struct LayerSizes {
+  Index query_rows = 0;
+  Index key_rows = 0;  ///< those the layer appends included
+  Index query_width = 0;
+  Index key_width = 0;
+  Index value_width = 0;
+  Index concat_width = 0;
+  Index lse_width = 0;  ///< 0 = no lse of our own
+  Index num_segments = 0;
+  Index wide_weight = 0;  ///< entries of the largest weight, if it must be widened
+  Index wide_bias = 0;
+  std::size_t scratch = 0;
+};
+
+template <class Acc>
+struct LayerMemory {
+  MatrixView<Acc> q, k, v, concat, lse;
+  Segment* segments = nullptr;
+  Acc* wide_weight = nullptr;
+  Acc* wide_bias = nullptr;
+  std::byte* scratch = nullptr;
+
+  template <class Source>
+  LayerMemory(const LayerSizes& sizes, Source& source)
+      : q(source.matrix(sizes.query_rows, sizes.query_width)),
+        k(source.matrix(sizes.key_rows, sizes.key_width)),
+        v(source.matrix(sizes.key_rows, sizes.value_width)),
+        concat(source.matrix(sizes.query_rows, sizes.concat_width)),
+        lse(source.matrix(sizes.query_rows, sizes.lse_width)),
+        segments(source.segments(sizes.num_segments)),
+        wide_weight(source.matrix(1, sizes.wide_weight).data),
+        wide_bias(source.matrix(1, sizes.wide_bias).data),
+        scratch(source.bytes(sizes.scratch)) {}
+};
+
+/// Bytes of a LayerMemory in one block.
+template <class Acc>
+std::size_t layer_bytes(const LayerSizes& sizes) {
+  BlockMatrices<Acc> counter(nullptr);
+  const LayerMemory<Acc> memory(sizes, counter);
+  return counter.used();
+}
+
+/// The heads of a matrix's columns, tokens of `batch` sequences.
+template <class Scalar>
+TensorView<Scalar> head_view(const MatrixView<Scalar>& m, Index num_heads, Index batch = 1) {
+  const Index tokens = batch == 0 ? 0 : m.rows / batch;
+  const Index channels = num_heads == 0 ? 0 : m.cols / num_heads;
+  return {m.data,
+          {batch, num_heads, tokens, channels},
+          {tokens * m.row_stride, channels * m.col_stride, m.row_stride, m.col_stride}};
+}
+
+}  // namespace mha::detail
