@@ -17,6 +17,8 @@ class ExtraKeys {
  public:
   static constexpr bool kModifiesScore = RuleSet::kModifiesScore;
   static constexpr bool kScoreMayMask = RuleSet::kScoreMayMask;
+  static constexpr bool kHasKeys = true;
+  static constexpr bool kHasAllowed = true;
   static constexpr bool kMayMask = true;
   template <class T>
   static constexpr bool kTakesLanes = false;

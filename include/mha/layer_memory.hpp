@@ -70,6 +70,9 @@ struct LayerSizes {
   Index concat_width = 0;
   Index lse_width = 0;  ///< 0 = no lse of our own
   Index num_segments = 0;
+  Index query_heads = 1;  ///< 1 = rows of q hold all heads; else each head lies by itself
+  Index key_heads = 1;
+  Index value_heads = 1;
   Index wide_weight = 0;  ///< entries of the largest weight, if it must be widened
   Index wide_bias = 0;
   std::size_t scratch = 0;
@@ -77,7 +80,8 @@ struct LayerSizes {
 
 template <class Acc>
 struct LayerMemory {
-  MatrixView<Acc> q, k, v, concat, lse;
+  HeadColumns<Acc> q, k, v;
+  MatrixView<Acc> concat, lse;
   Segment* segments = nullptr;
   Acc* wide_weight = nullptr;
   Acc* wide_bias = nullptr;
@@ -85,15 +89,26 @@ struct LayerMemory {
 
   template <class Source>
   LayerMemory(const LayerSizes& sizes, Source& source)
-      : q(source.matrix(sizes.query_rows, sizes.query_width)),
-        k(source.matrix(sizes.key_rows, sizes.key_width)),
-        v(source.matrix(sizes.key_rows, sizes.value_width)),
+      : q(by_heads(source.matrix(sizes.query_rows, sizes.query_width), sizes.query_heads)),
+        k(by_heads(source.matrix(sizes.key_rows, sizes.key_width), sizes.key_heads)),
+        v(by_heads(source.matrix(sizes.key_rows, sizes.value_width), sizes.value_heads)),
         concat(source.matrix(sizes.query_rows, sizes.concat_width)),
         lse(source.matrix(sizes.query_rows, sizes.lse_width)),
         segments(source.segments(sizes.num_segments)),
         wide_weight(source.matrix(1, sizes.wide_weight).data),
         wide_bias(source.matrix(1, sizes.wide_bias).data),
         scratch(source.bytes(sizes.scratch)) {}
+
+ private:
+  /// The same memory as [head][token][channel]: a head's rows lie together, on few pages.
+  static HeadColumns<Acc> by_heads(const MatrixView<Acc>& m, Index heads) {
+    HeadColumns<Acc> columns(m);
+    if (heads <= 1 || m.cols == 0) return columns;
+    columns.group_cols = m.cols / heads;
+    columns.row_stride = columns.group_cols;
+    columns.group_stride = m.rows * columns.group_cols;
+    return columns;
+  }
 };
 
 /// Bytes of a LayerMemory in one block.
@@ -102,16 +117,6 @@ std::size_t layer_bytes(const LayerSizes& sizes) {
   BlockMatrices<Acc> counter(nullptr);
   const LayerMemory<Acc> memory(sizes, counter);
   return counter.used();
-}
-
-/// The heads of a matrix's columns, tokens of `batch` sequences.
-template <class Scalar>
-TensorView<Scalar> head_view(const MatrixView<Scalar>& m, Index num_heads, Index batch = 1) {
-  const Index tokens = batch == 0 ? 0 : m.rows / batch;
-  const Index channels = num_heads == 0 ? 0 : m.cols / num_heads;
-  return {m.data,
-          {batch, num_heads, tokens, channels},
-          {tokens * m.row_stride, channels * m.col_stride, m.row_stride, m.col_stride}};
 }
 
 }  // namespace mha::detail

@@ -369,6 +369,16 @@ class MultiHead {
     s.concat_width = c.num_heads * c.value_dim;
     s.lse_width = own_lse ? c.num_heads : 0;
     s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
+#if MHA_KERNELS
+    if constexpr (detail::has_kernels<Acc>) {
+      const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
+        return kernels::makes_tokens_lanes(rows, inputs, width) ? heads : 1;
+      };
+      s.query_heads = apart(query_rows, c.embed_dim, c.num_heads, s.query_width);
+      s.key_heads = apart(key_rows, c.kdim, c.kv_heads, s.key_width);
+      s.value_heads = apart(key_rows, c.vdim, c.kv_heads, s.value_width);
+    }
+#endif
     if constexpr (!std::is_same_v<Scalar, Acc>) {
       for (const Linear* linear : {&q_proj, &k_proj, &v_proj, &out_proj}) {
         s.wide_weight = std::max(s.wide_weight, linear->weight.size());
@@ -449,12 +459,15 @@ class MultiHead {
 
     // Attend. The heads of q, k, v and of the concatenation are views of their columns.
     const Index entries = in_segments ? 1 : batch.count;
-    detail::BatchTask<Acc> call{detail::head_view<const Acc>(memory.q, c.num_heads, entries),
-                                detail::head_view<const Acc>(memory.k, c.kv_heads, entries),
-                                detail::head_view<const Acc>(memory.v, c.kv_heads, entries),
-                                detail::head_view(memory.concat, c.num_heads, entries),
+    const auto heads = [entries](const detail::HeadColumns<Acc>& m, Index num_heads) {
+      return m.heads(num_heads, entries);
+    };
+    detail::BatchTask<Acc> call{heads(memory.q, c.num_heads),
+                                heads(memory.k, c.kv_heads),
+                                heads(memory.v, c.kv_heads),
+                                heads(memory.concat, c.num_heads),
                                 weights.view(),
-                                detail::head_view(lse_rows, c.num_heads, entries),
+                                heads(lse_rows, c.num_heads),
                                 options.past_len};
     if (lse_rows.cols == 0) call.lse.data = nullptr;
     if (weights.empty()) call.weights.data = nullptr;
@@ -553,10 +566,10 @@ class MultiHead {
     for (Index b = 0; b < batch.count; ++b) {
       const detail::Segment s = segment_at(memory, batch, b);
       const Index own = s.kv_len - extra;
-      rotary_in_place(
-          detail::head_view(memory.q.middle_rows(s.query_row, s.query_len), config_.num_heads),
-          *config_.rotary, part(options.positions, s.query_row, s.query_len, options.past_len));
-      rotary_in_place(detail::head_view(memory.k.middle_rows(s.key_row, own), config_.kv_heads),
+      rotary_in_place(memory.q.middle_rows(s.query_row, s.query_len).heads(config_.num_heads, 1),
+                      *config_.rotary,
+                      part(options.positions, s.query_row, s.query_len, options.past_len));
+      rotary_in_place(memory.k.middle_rows(s.key_row, own).heads(config_.kv_heads, 1),
                       *config_.rotary, part(kv_positions, s.key_row - b * extra, own, 0));
     }
   }

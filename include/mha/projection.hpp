@@ -49,7 +49,7 @@ constexpr bool fits_on_stack(int heads, int head_dim) {
 template <class Linear, class Out>
 struct ProjectionTask {
   const Linear* linear;
-  MatrixView<Out> y;
+  HeadColumns<Out> y;
 };
 
 /// Memory for projecting: where 16-bit weights are widened, and the kernels' scratch.
@@ -182,7 +182,7 @@ void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* t
   using Scalar = typename Linear::Weight::Scalar;
   for (Index n = 0; n < num_tasks; ++n) {
     const Linear& linear = *tasks[n].linear;
-    const MatrixView<Out>& y = tasks[n].y;
+    const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
     Matrix<Acc> wide_weight;
     RowVector<Acc> wide_bias;
     MatrixView<const Acc> weight;

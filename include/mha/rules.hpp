@@ -129,6 +129,7 @@ concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R>
 template <class... Parts>
 class Rules final : public Rule {
  public:
+  static constexpr bool kHasKeys = (detail::HasKeys<Parts> || ...);
   static constexpr bool kHasAllowed = (detail::HasAllowed<Parts> || ...);
   static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
   static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);

@@ -73,9 +73,10 @@ class FewRows {
     all_begin_ = 0;
     all_end_ = key_.rows;
     for (Index r = 0; r < rows_; ++r) {
-      KeyRange range;
+      KeyRange range{0, key_.rows};
       const Head<In, Out, T>& head = head_of(r);
-      calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
+      if (calls_.ranges != nullptr)
+        calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
       const bool empty = range.begin >= range.end;
       if (empty) range = {0, 0};
       at_.begin[r] = static_cast<int_of<T>>(range.begin);

@@ -33,14 +33,19 @@ struct Weight {
 template <class In, class Out, class T>
 struct ProjectJob {
   Weight<T> weight;
-  MatrixView<Out> y;
+  mha::detail::HeadColumns<Out> y;
 };
 
-inline constexpr Index kDepthBlock = 64;      ///< rows of W that are worked through at a time
+inline constexpr Index kDepthBlock = 96;      ///< rows of W that are worked through at a time
 inline constexpr Index kSmallWeight = 32768;  ///< entries: 128 KiB of floats
 inline constexpr Index kFewTokens = 16;
 inline constexpr Index kRowBlock = 96;      ///< rows of x of a task, where outputs are lanes
 inline constexpr Index kOutputBlock = 256;  ///< outputs of a task, where tokens are few
+
+/// Which orientation so many rows and weights of this size take.
+inline bool makes_tokens_lanes(Index rows, Index inputs, Index outputs) {
+  return rows >= kFewTokens && inputs * outputs > kSmallWeight;
+}
 
 /// How a projection is cut into tasks, and their memory.
 template <class T>
@@ -58,7 +63,7 @@ struct ProjectPlan {
   ProjectPlan(Index rows, Index inputs, Index outputs, Index jobs, bool with_conversion,
               const Executor& executor)
       : converts(with_conversion) {
-    tokens_are_lanes = rows >= kFewTokens && inputs * outputs > kSmallWeight;
+    tokens_are_lanes = makes_tokens_lanes(rows, inputs, outputs);
     const double work = static_cast<double>(rows) * static_cast<double>(inputs) *
                         static_cast<double>(outputs) * static_cast<double>(jobs);
     row_block = tokens_are_lanes ? 2 * kLanes<T> : kRowBlock;
@@ -116,7 +121,8 @@ class ProjectTask {
       : kernels_(kernels), x_(x), at_(memory) {}
 
   /// Tokens as lanes. X^T stays packed for further calls.
-  void run_transposed(const Job& job, Index first_output, Index outputs) {
+  /// @param upcoming  the weight that comes after this one, to be fetched; null if none does
+  void run_transposed(const Job& job, Index first_output, Index outputs, const T* upcoming) {
     if (!packed_) pack();
     for (Index t = 0; t < tiles(); ++t) {
       kernels_.fill_rows(out_panel(t, outputs), outputs, lanes_of(t), bias_at(job, first_output));
@@ -138,7 +144,8 @@ class ProjectTask {
         p.c = out_panel(t, outputs);
         p.c_row = kWide;
         p.accumulate = true;
-        fetch_next(p, outputs, row, t, k + kDepthBlock < x_.cols);
+        const bool last = k + kDepthBlock >= x_.cols;
+        fetch_next(p, outputs, row, t, last ? upcoming : p.a + kDepthBlock * row);
         kernels_.product(p);
       }
     }
@@ -160,9 +167,28 @@ class ProjectTask {
       x = at_.x;
       x_row = x_.cols;
     }
+    while (outputs > 0) {  // columns that lie together: all of them, or a head's
+      const MatrixView<Out> to = job.y.run_of_columns(first_output, outputs);
+      map_columns(job, x, x_row, x_step, first_output, to);
+      first_output += to.cols;
+      outputs -= to.cols;
+    }
+  }
+
+ private:
+  static const T* bias_at(const Job& job, Index output) {
+    return job.weight.bias == nullptr ? nullptr : job.weight.bias + output;
+  }
+  Index tiles() const { return (x_.rows + kWide - 1) / kWide; }
+  Index rows_of(Index tile) const { return std::min(kWide, x_.rows - tile * kWide); }
+  Index lanes_of(Index tile) const { return round_up(rows_of(tile), kernels_.vector_lanes); }
+  T* out_panel(Index tile, Index outputs) const { return at_.y + tile * outputs * kWide; }
+
+  void map_columns(const Job& job, const T* x, Index x_row, Index x_step, Index first_output,
+                   const MatrixView<Out>& to) {
+    const Index outputs = to.cols;
     T* y = nullptr;
     Index y_row = 0;
-    const MatrixView<Out> to = job.y.block(0, first_output, x_.rows, outputs);
     bool direct = false;
     if constexpr (std::is_same_v<Out, T>) {
       direct = to.col_stride == 1;
@@ -204,15 +230,6 @@ class ProjectTask {
     }
   }
 
- private:
-  static const T* bias_at(const Job& job, Index output) {
-    return job.weight.bias == nullptr ? nullptr : job.weight.bias + output;
-  }
-  Index tiles() const { return (x_.rows + kWide - 1) / kWide; }
-  Index rows_of(Index tile) const { return std::min(kWide, x_.rows - tile * kWide); }
-  Index lanes_of(Index tile) const { return round_up(rows_of(tile), kernels_.vector_lanes); }
-  T* out_panel(Index tile, Index outputs) const { return at_.y + tile * outputs * kWide; }
-
   void pack() {
     for (Index t = 0; t < tiles(); ++t) {
       const MatrixView<const In> rows = x_.middle_rows(t * kWide, rows_of(t));
@@ -230,39 +247,45 @@ class ProjectTask {
   }
 
   /// The next block of W, in the order in which it lies in memory; each tile fetches its share.
-  void fetch_next(Product<T>& p, Index outputs, Index row, Index tile, bool more) const {
+  void fetch_next(Product<T>& p, Index outputs, Index row, Index tile, const T* next) const {
     p.fetch[0] = p.fetch[1] = p.a;
-    if (!more) return;
+    if (next == nullptr) return;
     const Index strips = (outputs + 5) / 6;
     if (outputs == row) {
       const Index share = kDepthBlock * row / tiles();
       const Index step = std::max<Index>(share / (strips * p.depth), 1);
-      p.fetch[0] = p.a + kDepthBlock * row + tile * share;
+      p.fetch[0] = next + tile * share;
       p.fetch[1] = p.fetch[0] + step * p.depth;
       p.fetch_step = step;
       p.fetch_strip = 2 * step * p.depth;
     } else if (tile == 0) {
       constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
-      p.fetch[0] = p.a + kDepthBlock * row;
-      p.fetch[1] = p.fetch[0] + kLine;
+      p.fetch[0] = next;
+      p.fetch[1] = next + kLine;
       p.fetch_step = row;
       p.fetch_strip = 2 * kLine;
     }
   }
 
   void unpack(const Job& job, Index first_output, Index outputs, Index tile) {
-    const MatrixView<Out> to = job.y.block(tile * kWide, first_output, rows_of(tile), outputs);
-    const T* const panel = out_panel(tile, outputs);
-    if constexpr (std::is_same_v<Out, T>) {
-      kernels_.unpack(panel, kWide, nullptr, nullptr, to.data, to.row_stride, to.col_stride,
-                      to.rows, outputs);
-    } else {
-      kernels_.unpack(panel, kWide, nullptr, nullptr, at_.rows, outputs, 1, to.rows, outputs);
-      for (Index r = 0; r < to.rows; ++r) {
-        for (Index c = 0; c < outputs; ++c) {
-          to(r, c) = mha::detail::convert<Out>(at_.rows[r * outputs + c]);
+    const mha::detail::HeadColumns<Out> rows = job.y.middle_rows(tile * kWide, rows_of(tile));
+    const T* panel = out_panel(tile, outputs);
+    while (outputs > 0) {
+      const MatrixView<Out> to = rows.run_of_columns(first_output, outputs);
+      if constexpr (std::is_same_v<Out, T>) {
+        kernels_.unpack(panel, kWide, nullptr, nullptr, to.data, to.row_stride, to.col_stride,
+                        to.rows, to.cols);
+      } else {
+        kernels_.unpack(panel, kWide, nullptr, nullptr, at_.rows, to.cols, 1, to.rows, to.cols);
+        for (Index r = 0; r < to.rows; ++r) {
+          for (Index c = 0; c < to.cols; ++c) {
+            to(r, c) = mha::detail::convert<Out>(at_.rows[r * to.cols + c]);
+          }
         }
       }
+      panel += to.cols * kWide;
+      first_output += to.cols;
+      outputs -= to.cols;
     }
   }
 
@@ -320,7 +343,10 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
       const Index outputs = std::min(plan.output_block, job.y.cols - output);
       if (outputs <= 0) continue;
       if (plan.tokens_are_lanes) {
-        task.run_transposed(job, output, outputs);
+        const Index next = k + 1 < last ? k + 1 : 0;
+        task.run_transposed(job, output, outputs,
+                            jobs[next / plan.output_tasks].weight.weight +
+                                next % plan.output_tasks * plan.output_block);
       } else {
         task.run_in_place(job, output, outputs);
       }

@@ -17,6 +17,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "mha/kernels/rule_calls.hpp"
 #include "mha/kernels/tile_memory.hpp"
@@ -127,6 +128,18 @@ class QueryTile {
 
   /// The keys of each lane, of each group, and of all. Lanes without a query do as the last one.
   void find_ranges() {
+    if (calls_.ranges == nullptr) {
+      const Index kv_len = head_.extent.kv_len;
+      const Index lanes = groups_ * kGroup;
+      begin_ = 0;
+      end_ = kv_len;
+      group_.fill({0, kv_len, 0, kv_len});
+      std::fill_n(at_.allowed, lanes, int_of<T>(calls_.may_mask || kv_len == 0 ? 0 : 1));
+      if (calls_.modify == nullptr && task_.weights.data == nullptr) return;
+      std::fill_n(at_.begin, lanes, int_of<T>(0));
+      std::fill_n(at_.end, lanes, static_cast<int_of<T>>(kv_len));
+      return;
+    }
     std::array<KeyRange, std::size_t{kWide}> ranges;
     calls_.ranges(calls_.rules, head_.extent, head_.b, head_.h, first_, count_, ranges.data());
     begin_ = head_.extent.kv_len;
@@ -154,11 +167,8 @@ class QueryTile {
   }
 
   void attend() {
-    const Index lanes = groups_ * kGroup;
-    for (Index l = 0; l < lanes; ++l) {
-      mha::detail::set_minus_infinity(at_.total_max[l]);
-      at_.total_sum[l] = T(0);
-    }
+    fill_minus_infinity(at_.total_max);
+    std::fill_n(at_.total_sum, groups_ * kGroup, T(0));
     bool empty = true;
     for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
       start_chunk();
@@ -186,11 +196,22 @@ class QueryTile {
   }
 
   void start_chunk() {
-    for (Index l = 0; l < groups_ * kGroup; ++l) {
-      mha::detail::set_minus_infinity(at_.row_max[l]);
-      at_.row_sum[l] = T(0);
-    }
+    fill_minus_infinity(at_.row_max);
+    std::fill_n(at_.row_sum, groups_ * kGroup, T(0));
     fresh_ = true;
+  }
+
+  /// All lanes; as bits, which -ffast-math leaves alone.
+  void fill_minus_infinity(T* lanes) const {
+    T x;
+    mha::detail::set_minus_infinity(x);
+    int_of<T> bits;
+    std::memcpy(&bits, &x, sizeof(x));
+    std::array<int_of<T>, std::size_t{kGroup}> group;
+    group.fill(bits);
+    for (Index g = 0; g < groups_; ++g) {
+      std::memcpy(lanes + g * kGroup, group.data(), sizeof(group));
+    }
   }
 
   void zero_acc() {
@@ -205,9 +226,7 @@ class QueryTile {
     cut_segments(from, to);
     const MatrixView<const T> key = rows_of(task_.key, at_.key, from, to);
     const Index vectors = vectors_of(groups_);
-    for (Index l = 0; l < groups_ * kGroup; ++l) {
-      mha::detail::set_minus_infinity(at_.tile_max[l]);
-    }
+    fill_minus_infinity(at_.tile_max);
     for (const Segment& s : segments()) {
       score(s, key, from, tile);
       if (s.whole && !calls_.natural_scores()) continue;  // the product has found the maxima
@@ -248,6 +267,16 @@ class QueryTile {
 
   /// Cuts [from, to) wherever a group begins or ends, or begins or ceases to see all.
   void cut_segments(Index from, Index to) {
+    bool everything = true;
+    for (Index g = 0; g < groups_; ++g) {
+      const Group& group = group_[static_cast<std::size_t>(g)];
+      everything = everything && group.all_begin <= from && group.all_end >= to;
+    }
+    if (everything) {
+      segments_[0] = {from, to, 0, groups_, true};
+      num_segments_ = 1;
+      return;
+    }
     std::array<Index, 4 * kGroups + 2> cuts;
     std::size_t n = 0;
     cuts[n++] = from;

@@ -23,7 +23,7 @@ struct RuleCalls {
   const void* rules = nullptr;
   /// The extent of head h of sequence b, its queries placed among the keys.
   Extent (*placed)(const void* rules, const Extent& extent, Index b, Index h) = nullptr;
-  /// Keys that each of `count` queries may attend to lie in its range.
+  /// Keys that each of `count` queries may attend to lie in its range; null if in all.
   void (*ranges)(const void* rules, const Extent& extent, Index b, Index h, Index first,
                  Index count, KeyRange* ranges) = nullptr;
   /// Score modifiers and element-wise masks; null if there are none.
@@ -70,7 +70,7 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
   RuleCalls<T> calls;
   calls.rules = &rules;
   calls.placed = detail::placed<RuleSet>;
-  calls.ranges = detail::ranges<RuleSet>;
+  if constexpr (RuleSet::kHasKeys) calls.ranges = detail::ranges<RuleSet>;
   calls.sink = detail::sink<T, RuleSet>;
   if constexpr (RuleSet::kModifiesScore || RuleSet::kMayMask) {
     calls.modify = modify_of<T, RuleSet>(which);

@@ -81,7 +81,8 @@ struct Kernels {
 
   void (*product)(const Product<T>& product);
 
-  /// panel[c][r] = factor * x[r][c] for r < rows, c < cols; 0 for r >= rows up to `lanes`.
+  /// panel[c][r] = factor * x[r][c] for r < rows, c < cols; the last row again up to `lanes`, a
+  /// multiple of vector_lanes. rows >= 1.
   /// panel rows are panel_row apart.
   void (*pack)(const T* x, Index row_stride, Index col_stride, Index rows, Index cols, T factor,
                T* panel, Index panel_row, Index lanes);

@@ -31,6 +31,12 @@
 
 #define MHA_INLINE [[gnu::always_inline]] inline
 #define MHA_UNROLL _Pragma("GCC unroll 16")
+// GCC turns loops into vectors at -O2 too, but only the simplest.
+#if defined(__clang__)
+#define MHA_VECTORIZE
+#else
+#define MHA_VECTORIZE [[gnu::optimize("O3")]]
+#endif
 
 #if defined(__x86_64__)
 

@@ -10,108 +10,155 @@
 #else
 namespace mha::kernels::MHA_TARGET {
 
-/// Sixteen neighbouring entries of a line of the tile. Along the line runs the query (kQueries) or
-/// the key; the other index stands still.
-template <class T, class RuleSet, bool kQueries>
-MHA_INLINE void modify_sixteen(const RuleSet& rules, const ModifyTile<T>& tile, T* s, Index line,
-                               Index first, Index count) {
-  constexpr int kSixteen = 16;
-  const Extent& extent = *tile.extent;
-  [[maybe_unused]] const Index last_query = extent.query_len - 1;
-  [[maybe_unused]] const Index last_key = extent.kv_len - 1;
-  const auto query = [&](int l) __attribute__((always_inline)) {
-    return kQueries ? tile.first_query + first + l : tile.first_query + line;
-  };
-  const auto key = [&](int l) __attribute__((always_inline)) {
-    return kQueries ? tile.first_key + line : tile.first_key + first + l;
-  };
-  const auto in_range = [&](int l) __attribute__((always_inline)) {
+inline constexpr int kSixteen = 16;
+alignas(64) inline constexpr std::int32_t kCounting[kSixteen] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                                 8, 9, 10, 11, 12, 13, 14, 15};
+
+/// first, first + 1, ..., but at most last; or sixteen times first.
+MHA_INLINE Lanes<int> positions(Index first, bool counting, Index last) {
+  Lanes<int> result;
+  const IntVec<float> most = all_int<float>(static_cast<std::int32_t>(last));
+  for (int l = 0; l < kSixteen; l += Simd<float>::kCount) {
+    IntVec<float> p = all_int<float>(static_cast<std::int32_t>(first));
+    if (counting) p += load_int<float>(kCounting + l);
+    p = p < most ? p : most;
+    __builtin_memcpy(result.v + l, &p, sizeof(p));
+  }
+  return result;
+}
+
+/// Where sixteen neighbouring entries of a line of the tile stand. Along the line runs the query
+/// (kQueries) or the key; the other index stands still. Lines are padded: all sixteen may be read and
+/// written, whatever of them counts.
+template <class T, bool kQueries>
+struct Sixteen {
+  const ModifyTile<T>& tile;
+  T* s;
+  Index line;
+  Index first;
+  Index count;  ///< of the tile, from first on
+
+  MHA_INLINE Index query(int l) const { return tile.first_query + (kQueries ? first + l : line); }
+  MHA_INLINE Index key(int l) const { return tile.first_key + (kQueries ? line : first + l); }
+  MHA_INLINE bool in_range(int l) const {
     const Index row = kQueries ? first + l : line;
-    return key(l) >= tile.begin[row] && key(l) < tile.end[row];
-  };
-  T in[kSixteen];
-  T out[kSixteen];
-  if constexpr (RuleSet::template kTakesLanes<T>) {
-    const int n = count < kSixteen ? static_cast<int>(count) : kSixteen;
-    if (n == kSixteen) {
-      for (int l = 0; l < kSixteen; ++l) in[l] = s[l];
+    return l < count && key(l) >= tile.begin[row] && key(l) < tile.end[row];
+  }
+  /// The same for the vector of lanes l, l + 1, ...
+  MHA_INLINE IntVec<T> range_mask(int l) const {
+    using Int = int_of<T>;
+    if constexpr (kQueries) {
+      const IntVec<T> j = all_int<T>(static_cast<Int>(key(0)));
+      return (j >= load_int<T>(tile.begin + first + l)) & (j < load_int<T>(tile.end + first + l));
     } else {
-      for (int l = 0; l < kSixteen; ++l) in[l] = l < n ? s[l] : T(0);
+      IntVec<T> j = all_int<T>(static_cast<Int>(key(l)));
+      for (int k = 0; k < Simd<T>::kCount; ++k) j[k] += static_cast<Int>(k);
+      return (j >= all_int<T>(tile.begin[line])) & (j < all_int<T>(tile.end[line]));
     }
-    Lanes<T> scores;
-    Lanes<int> queries;
-    Lanes<int> keys;
-    for (int l = 0; l < kSixteen; ++l) scores.v[l] = in[l];
-    for (int l = 0; l < kSixteen; ++l) {
-      const Index i = query(l);
-      const Index j = key(l);
-      queries.v[l] = static_cast<int>(i < last_query ? i : last_query);
-      keys.v[l] = static_cast<int>(j < last_key ? j : last_key);
-    }
-    const Lanes<T> modified = rules.score_lanes(scores, extent, tile.b, tile.h, queries, keys);
-    for (int l = 0; l < kSixteen; ++l) out[l] = modified.v[l];
-    if constexpr (RuleSet::kScoreMayMask) {
-      for (int l = 0; l < n; ++l) {
-        if (!in_range(l) || mha::detail::is_minus_infinity(modified.v[l])) {
-          mha::detail::set_minus_infinity(out[l]);
-        } else {
-          tile.allowed[kQueries ? first + l : line] = 1;
-        }
-      }
-    }
-    if (n == kSixteen) {
-      for (int l = 0; l < kSixteen; ++l) s[l] = out[l];
-    } else {
-      for (int l = 0; l < n; ++l) s[l] = out[l];
-    }
-  } else if constexpr (!RuleSet::kMayMask) {
-    bool whole = count >= kSixteen;
-    for (int l = 0; l < kSixteen && whole; ++l) whole = in_range(l);
-    if (whole) {
-      // Through local arrays, which nothing that the function reads can overlap.
-      for (int l = 0; l < kSixteen; ++l) in[l] = s[l];
-      for (int l = 0; l < kSixteen; ++l) {
-        out[l] = rules.score(in[l], extent, tile.b, tile.h, query(l), key(l));
-      }
-      for (int l = 0; l < kSixteen; ++l) s[l] = out[l];
-    } else {
-      for (int l = 0; l < kSixteen && l < count; ++l) {
-        if (!in_range(l)) continue;
-        s[l] = rules.score(s[l], extent, tile.b, tile.h, query(l), key(l));
-      }
-    }
-  } else {
-    for (int l = 0; l < kSixteen && l < count; ++l) {
-      bool allowed = in_range(l) && rules.allowed(extent, tile.b, tile.h, query(l), key(l));
-      if (allowed) {
-        s[l] = rules.score(s[l], extent, tile.b, tile.h, query(l), key(l));
-        allowed = !RuleSet::kScoreMayMask || !mha::detail::is_minus_infinity(s[l]);
-      }
-      if (allowed) {
-        tile.allowed[kQueries ? first + l : line] = 1;
+  }
+  MHA_INLINE bool all_in_range() const {
+    if (count < kSixteen) return false;
+    IntVec<T> outside = IntVec<T>{};
+    for (int l = 0; l < kSixteen; l += Simd<T>::kCount) outside |= ~range_mask(l);
+    int_of<T> any = 0;
+    for (int k = 0; k < Simd<T>::kCount; ++k) any |= outside[k];
+    return any == 0;
+  }
+  /// Notes which queries have a score that is not -inf, among their keys.
+  MHA_INLINE void note_allowed() const {
+    int_of<T> any = 0;
+    for (int l = 0; l < kSixteen; l += Simd<T>::kCount) {
+      const IntVec<T> bits = reinterpret_cast<IntVec<T> >(load(s + l));
+      const IntVec<T> allowed = (bits != all_int<T>(kMinusInfinityBits<T>)) & range_mask(l);
+      if constexpr (kQueries) {
+        const IntVec<T> so_far = load_int<T>(tile.allowed + first + l) | allowed;
+        __builtin_memcpy(tile.allowed + first + l, &so_far, sizeof(so_far));
       } else {
-        mha::detail::set_minus_infinity(s[l]);
+        for (int k = 0; k < Simd<T>::kCount; ++k) any |= l + k < count ? allowed[k] : 0;
+      }
+    }
+    if constexpr (!kQueries) tile.allowed[line] |= any;
+  }
+};
+
+template <class T, class RuleSet, bool kQueries>
+MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>& at) {
+  const ModifyTile<T>& tile = at.tile;
+  const Extent& extent = *tile.extent;
+  if constexpr (RuleSet::template kTakesLanes<T>) {
+    const Lanes<int> i = positions(at.query(0), kQueries, extent.query_len - 1);
+    const Lanes<int> j = positions(at.key(0), !kQueries, extent.kv_len - 1);
+    Lanes<T> scores;
+    __builtin_memcpy(scores.v, at.s, sizeof(scores.v));
+    scores = rules.score_lanes(scores, extent, tile.b, tile.h, i, j);
+    __builtin_memcpy(at.s, scores.v, sizeof(scores.v));
+    if constexpr (RuleSet::kScoreMayMask) at.note_allowed();
+    return;
+  }
+  bool every_one = at.all_in_range();
+  if constexpr (RuleSet::kHasAllowed) {
+    if (every_one) {
+      bool answers[kSixteen];
+      for (int l = 0; l < kSixteen; ++l) {
+        answers[l] = rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
+      }
+      T before[kSixteen];
+      __builtin_memcpy(before, at.s, sizeof(before));
+      int yes = 0;
+      for (int l = 0; l < kSixteen; ++l) yes += answers[l] ? 1 : 0;
+      every_one = yes == kSixteen;
+      if (!RuleSet::kModifiesScore || yes == 0) {
+        for (int l = 0; l < kSixteen; ++l) {
+          if (!answers[l]) mha::detail::set_minus_infinity(before[l]);
+        }
+        __builtin_memcpy(at.s, before, sizeof(before));
+        at.note_allowed();
+        return;
       }
     }
   }
+  if (every_one) {
+    // Through local arrays, which nothing that the function reads can overlap.
+    T in[kSixteen];
+    T out[kSixteen];
+    __builtin_memcpy(in, at.s, sizeof(in));
+    for (int l = 0; l < kSixteen; ++l) {
+      out[l] = rules.score(in[l], extent, tile.b, tile.h, at.query(l), at.key(l));
+    }
+    __builtin_memcpy(at.s, out, sizeof(out));
+    if constexpr (RuleSet::kMayMask) at.note_allowed();
+    return;
+  }
+  for (int l = 0; l < kSixteen && l < at.count; ++l) {
+    bool allowed = at.in_range(l);
+    if constexpr (RuleSet::kMayMask) {
+      allowed = allowed && rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
+    }
+    if (allowed) {
+      at.s[l] = rules.score(at.s[l], extent, tile.b, tile.h, at.query(l), at.key(l));
+    } else {
+      mha::detail::set_minus_infinity(at.s[l]);
+    }
+  }
+  if constexpr (RuleSet::kMayMask) at.note_allowed();
 }
 
 /// Every entry of the tile.
 template <class T, class RuleSet>
-void modify(const void* rule_set, const ModifyTile<T>& tile) {
+MHA_VECTORIZE void modify(const void* rule_set, const ModifyTile<T>& tile) {
   const RuleSet& rules = *static_cast<const RuleSet*>(rule_set);
   if (tile.lanes_are_queries) {
     for (Index j = 0; j < tile.keys; ++j) {
       T* const row = tile.s + j * tile.row_stride;
       for (Index i = 0; i < tile.queries; i += 16) {
-        modify_sixteen<T, RuleSet, true>(rules, tile, row + i, j, i, tile.queries - i);
+        modify_sixteen<T, RuleSet, true>(rules, {tile, row + i, j, i, tile.queries - i});
       }
     }
   } else {
     for (Index i = 0; i < tile.queries; ++i) {
       T* const row = tile.s + i * tile.row_stride;
       for (Index j = 0; j < tile.keys; j += 16) {
-        modify_sixteen<T, RuleSet, false>(rules, tile, row + j, i, j, tile.keys - j);
+        modify_sixteen<T, RuleSet, false>(rules, {tile, row + j, i, j, tile.keys - j});
       }
     }
   }

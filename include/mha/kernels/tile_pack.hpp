@@ -145,14 +145,34 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
       }
     }
   }
-  for (; r < lanes; ++r) {
-    if (r < rows) {
-      for (Index c = 0; c < cols; ++c) {
-        panel[c * panel_row + r] = x[r * row_stride + c * col_stride] * factor;
-      }
-    } else {
-      for (Index c = 0; c < cols; ++c) panel[c * panel_row + r] = T(0);
+  if (col_stride == 1 && r < rows) {  // the last rows once more in place of those that are missing
+    const T* from[static_cast<std::size_t>(kCount)];
+    for (Index l = 0; l < kCount; ++l) {
+      from[l] = x + (r + l < rows ? r + l : rows - 1) * row_stride;
     }
+    Index c = 0;
+    for (; c + kChunk<T> <= cols; c += kChunk<T>) {
+      alignas(64) T block[static_cast<std::size_t>(kCount * kChunk<T>)];
+      for (Index l = 0; l < kCount; ++l) {
+        __builtin_memcpy(block + l * kChunk<T>, from[l] + c, sizeof(T) * kChunk<T>);
+      }
+      Vec<T> v[kChunk<T>];
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+        v[k] = gather_chunks(block + k * kChunk<T>, kChunk<T> * kChunk<T>);
+      }
+      transpose_chunks<T>(v);
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+        store(panel + (c + k) * panel_row + r, v[k] * factors);
+      }
+    }
+    for (; c < cols; ++c) {
+      for (Index l = 0; l < kCount; ++l) panel[c * panel_row + r + l] = from[l][c] * factor;
+    }
+    r += kCount;
+  }
+  for (; r < lanes; ++r) {
+    const T* const row = x + (r < rows ? r : rows - 1) * row_stride;
+    for (Index c = 0; c < cols; ++c) panel[c * panel_row + r] = row[c * col_stride] * factor;
   }
 }
 
@@ -195,6 +215,33 @@ void unpack(const T* panel, Index panel_row, const T* factor, const T* offset, T
         }
       }
     }
+  }
+  if (col_stride == 1 && r < rows) {
+    const Vec<T> f = factor != nullptr ? load(factor + r) : all(T(1));
+    for (Index c = 0; c < cols; c += kChunk<T>) {
+      const Index width = cols - c < kChunk<T> ? cols - c : kChunk<T>;
+      Vec<T> v[kChunk<T>];
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+        const Index channel = k < width ? c + k : c;
+        const Vec<T> o = all(offset != nullptr ? offset[channel] : T(0));
+        v[k] = finished(load(panel + channel * panel_row + r), f, o);
+      }
+      transpose_chunks<T>(v);
+      alignas(64) T block[static_cast<std::size_t>(kCount * kChunk<T>)];
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+        scatter_chunks(block + k * kChunk<T>, kChunk<T> * kChunk<T>, v[k]);
+      }
+      for (Index l = 0; l < rows - r; ++l) {
+        T* const to = out + (r + l) * row_stride + c;
+        const T* const part = block + l * kChunk<T>;
+        if (width == kChunk<T>) {
+          __builtin_memcpy(to, part, sizeof(T) * kChunk<T>);
+        } else {
+          for (Index k = 0; k < width; ++k) to[k] = part[k];
+        }
+      }
+    }
+    return;
   }
   for (; r < rows; ++r) {
     const T f = factor != nullptr ? factor[r] : T(1);

@@ -18,6 +18,11 @@ namespace mha::kernels::MHA_TARGET {
 inline constexpr Index kTileRows = MHA_TILE_ROWS;
 inline constexpr Index kTileVectors = MHA_TILE_VECTORS;
 
+/// Steps by which A is brought into the first-level cache ahead of its use: where a step of the depth
+/// is a row further in memory each is another cache line, and multiply-adds that were issued for a
+/// number that is not there yet are issued again. 4 to 8 gain 2 %.
+inline constexpr Index kFetchAhead = 5;
+
 /// `strips` tiles of R rows, one below the other.
 template <class T, int R, int W>
 void product_strips(Index strips, Product<T>& x) {
@@ -45,6 +50,7 @@ void product_strips(Index strips, Product<T>& x) {
     const T* a_now = a;
     const T* b_now = x.b;
     const T* fetch_now = fetch;
+    const Index ahead = kFetchAhead * x.a_step + R - 1;
     for (Index k = x.depth; k > 0; --k) {
       Vec<T> row[std::size_t{W}];
       MHA_UNROLL for (int w = 0; w < W; ++w) row[w] = load(b_now + w * kCount);
@@ -52,6 +58,7 @@ void product_strips(Index strips, Product<T>& x) {
         const Vec<T> factor = all(a_now[r * a_row]);
         MHA_UNROLL for (int w = 0; w < W; ++w) sum[r][w] += factor * row[w];
       }
+      __builtin_prefetch(a_now + ahead, 0, 3);
       __builtin_prefetch(fetch_now, 0, 2);
       a_now += x.a_step;
       b_now += x.b_step;

@@ -11,19 +11,22 @@
 #else
 namespace mha::kernels::MHA_TARGET {
 
-/// 2^x for x <= 127 (float) or 1023 (double), with a relative error of at most 1.6e-7 in float and 4e-16 in double (measured
-/// over all floats in test_kernels.cpp); exactly 1 at 0, exactly 0 from x = -127 (float) or -1023
-/// (double) downwards, NaN for NaN. x = n + r with an integer n and |r| <= 1/2: 2^n is put together
-/// as bits, 2^r is a polynomial with constant term 1, near-minimax.
+/// 2^x for x <= 64 (float) or 512 (double), with a relative error of at most 1.6e-7 and 4e-16
+/// (test_kernels.cpp measures it); exactly 1 at 0, exactly 0 from x = -64 (-512) downwards, NaN for
+/// NaN. x = n + r with an integer n and |r| <= 1/2: 2^n is put together as bits, 2^r is a polynomial
+/// with constant term 1, near-minimax. Weights below 2^-64 count as 0, since what they would be
+/// multiplied with and added to would soon be subnormal: a hundred times slower, for nothing.
 template <class T>
 MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
   constexpr bool kFloat = sizeof(T) == 4;
-  constexpr T kBias = kFloat ? T(127) : T(1023);
+  constexpr T kLowest = kFloat ? T(-64) : T(-512);
   constexpr int kFractionBits = kFloat ? 23 : 52;
-  // Adding 1.5 * 2^fraction rounds to an integer, which then stands in the low bits; with the bias
-  // of the exponent added, they are the exponent of 2^n.
-  constexpr T kRound = (kFloat ? T(12582912) : T(6755399441055744)) + kBias;
-  x = larger<T>(all<T>(-kBias), x);  // in this order: NaN stays
+  // Adding 1.5 * 2^fraction rounds to an integer, which then stands in the low bits; with -kLowest
+  // added, they are the exponent of 2^n, down to 0 for n = kLowest. What is missing to the exponent's
+  // bias is a factor of the polynomial.
+  constexpr T kRound = (kFloat ? T(12582912) : T(6755399441055744)) - kLowest;
+  constexpr T kBias = kFloat ? T(0x1p63) : T(0x1p511);
+  x = larger<T>(all<T>(kLowest), x);  // in this order: NaN stays
   Vec<T> shifted = x + all<T>(kRound);
   keep_rounding(shifted);
   Vec<T> n = shifted - all<T>(kRound);
@@ -31,25 +34,25 @@ MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
   const Vec<T> r = x - n;
   Vec<T> p;
   if constexpr (kFloat) {
-    p = all<T>(1.3264739e-3f);
-    p = p * r + all<T>(9.6715167e-3f);
-    p = p * r + all<T>(5.5507336e-2f);
-    p = p * r + all<T>(2.4022242e-1f);
-    p = p * r + all<T>(6.9314700e-1f);
+    p = all<T>(1.3264739e-3f * kBias);
+    p = p * r + all<T>(9.6715167e-3f * kBias);
+    p = p * r + all<T>(5.5507336e-2f * kBias);
+    p = p * r + all<T>(2.4022242e-1f * kBias);
+    p = p * r + all<T>(6.9314700e-1f * kBias);
   } else {
-    p = all<T>(4.4549605981865186e-10);
-    p = p * r + all<T>(7.0725859492692234e-09);
-    p = p * r + all<T>(1.0178062445845774e-07);
-    p = p * r + all<T>(1.3215442587921689e-06);
-    p = p * r + all<T>(1.5252733829836119e-05);
-    p = p * r + all<T>(1.5403530441736051e-04);
-    p = p * r + all<T>(1.3333558146416936e-03);
-    p = p * r + all<T>(9.6181291076068882e-03);
-    p = p * r + all<T>(5.5504108664821597e-02);
-    p = p * r + all<T>(2.4022650695910097e-01);
-    p = p * r + all<T>(6.9314718055994529e-01);
+    p = all<T>(4.4549605981865186e-10 * kBias);
+    p = p * r + all<T>(7.0725859492692234e-09 * kBias);
+    p = p * r + all<T>(1.0178062445845774e-07 * kBias);
+    p = p * r + all<T>(1.3215442587921689e-06 * kBias);
+    p = p * r + all<T>(1.5252733829836119e-05 * kBias);
+    p = p * r + all<T>(1.5403530441736051e-04 * kBias);
+    p = p * r + all<T>(1.3333558146416936e-03 * kBias);
+    p = p * r + all<T>(9.6181291076068882e-03 * kBias);
+    p = p * r + all<T>(5.5504108664821597e-02 * kBias);
+    p = p * r + all<T>(2.4022650695910097e-01 * kBias);
+    p = p * r + all<T>(6.9314718055994529e-01 * kBias);
   }
-  p = p * r + all<T>(1);
+  p = p * r + all<T>(kBias);
   const IntVec<T> bits = reinterpret_cast<IntVec<T> >(shifted) << kFractionBits;
   return p * reinterpret_cast<Vec<T> >(bits);
 }
