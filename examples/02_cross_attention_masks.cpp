@@ -30,8 +30,8 @@ Eigen::MatrixXf tokens(mha::Index count, float seed) {
 
 int main() {
   const mha::MultiHead<float, 2> attention(8);
-  const Eigen::MatrixXf queries = tokens(2 * 3, 1.0F);
-  const Eigen::MatrixXf context = tokens(2 * 5, 1.7F);
+  const Eigen::MatrixXf queries = tokens(6, 1.0F);   // 2 sequences of 3
+  const Eigen::MatrixXf context = tokens(10, 1.7F);  // 2 sequences of 5
 
   const auto print = [&](const char* title, const auto& rule) {
     const auto result =
