@@ -688,7 +688,7 @@ TEST_CASE("tensors in any layout give the same bits", "[attention][strides]") {
   const Eigen::TensorMap<Eigen::Tensor<float, 4, Eigen::ColMajor>> map(cq.data(), 2, 4, 5, 6);
   CHECK_THAT(stacked(attention(map, k, v, mha::causal())), HasBitsOf(expected));
   // [batch, token, head, channel] at a raw pointer.
-  std::vector<float> memory(2 * 5 * 4 * 6);
+  std::vector<float> memory(std::size_t{2} * 5 * 4 * 6);
   const TensorView<float> raw(memory.data(), {2, 4, 5, 6}, {120, 6, 24, 1});
   fill(raw, q);
   CHECK_THAT(stacked(attention(raw, k, v, mha::causal())), HasBitsOf(expected));
@@ -712,8 +712,8 @@ TEST_CASE("attention_into writes through any strides and nothing beside", "[atte
   const auto expected = attention_forward(q, q, q, mha::causal(), kEverything);
   // Output as [batch, token, head, channel] with a gap after each channel row; lse as
   // [batch, token, head].
-  std::vector<double> memory(2 * 5 * 3 * 6, 42);
-  std::vector<double> lse_memory(2 * 5 * 3, 42);
+  std::vector<double> memory(std::size_t{2} * 5 * 3 * 6, 42);
+  std::vector<double> lse_memory(std::size_t{2} * 5 * 3, 42);
   AttentionOutputs<double> outputs{{memory.data(), {2, 3, 5, 4}, {90, 6, 18, 1}}};
   outputs.lse = {lse_memory.data(), {2, 3, 5, 1}, {15, 1, 3, 1}};
   Tensor<double> weights({2, 3, 5, 5});

@@ -21,7 +21,6 @@ using mha::test::random_booleans;
 using mha::test::random_matrix;
 using mha::test::random_tensor;
 using mha::test::relative_tolerance;
-using mha::test::stacked;
 
 namespace {
 
@@ -373,8 +372,10 @@ TEST_CASE("what the machine's memory held before changes no bit", "[attention][b
     }
     return result;
   }();
-  const mha::TensorView<const float> back_k(k.data() + 3 * 2 * 600 * 6, {4, 2, 600, 6},
-                                            {-2 * 600 * 6, 600 * 6, 6, 1});
+  const Index head_size = Index{600} * 6;
+  const Index entry_size = 2 * head_size;
+  const mha::TensorView<const float> back_k(k.data() + 3 * entry_size, {4, 2, 600, 6},
+                                            {-entry_size, head_size, 6, 1});
   const auto back =
       attention_forward(back_q, back_k, back_k, mha::lengths({40, 0, 3, 600}), kEverything);
   for (Index b = 0; b < 4; ++b) {

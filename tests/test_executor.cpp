@@ -77,6 +77,7 @@ bool same_output(const mha::AttentionResult<Scalar>& a, const mha::AttentionResu
 template <class F>
 void at_once(int count, const F& f) {
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(count));
   for (int t = 0; t < count; ++t) threads.emplace_back([&f, t] { f(t); });
   for (std::thread& thread : threads) thread.join();
 }

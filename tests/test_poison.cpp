@@ -15,7 +15,6 @@ using mha::Index;
 using mha::Matrix;
 using mha::scaled_dot_product_attention;
 using mha::scaled_dot_product_attention_forward;
-using mha::test::cast_to;
 using mha::test::equal_bits;
 using mha::test::infinity_of;
 using mha::test::nan_of;
@@ -151,7 +150,7 @@ void check_poison(const Sizes& sizes, const Rule& rule, const Allowed& allowed) 
     poisoned_keys(keys, nan_of<Scalar>());
     poisoned_values(keys, nan_of<Scalar>());
   }
-  const Scalar infinity = infinity_of<Scalar>();
+  const auto infinity = infinity_of<Scalar>();
   for (const Scalar& poison : {nan_of<Scalar>(), infinity, Scalar(-infinity)}) {
     poisoned_keys(unseen, poison);
     poisoned_values(unseen, poison);

@@ -96,12 +96,12 @@ TEST_CASE("weights are inputs x outputs, biases a row of outputs", "[projection]
     CHECK(linear.bias.size() == outputs);
     CHECK(linear.has_bias());
   };
-  check_shape(layer.q_proj, 10, 6 * 4);
-  check_shape(layer.k_proj, 7, 3 * 4);
-  check_shape(layer.v_proj, 9, 3 * 5);
-  check_shape(layer.out_proj, 6 * 5, 2);
-  CHECK(layer.bias_k.size() == 3 * 4);
-  CHECK(layer.bias_v.size() == 3 * 5);
+  check_shape(layer.q_proj, 10, Index{6} * 4);
+  check_shape(layer.k_proj, 7, Index{3} * 4);
+  check_shape(layer.v_proj, 9, Index{3} * 5);
+  check_shape(layer.out_proj, Index{6} * 5, 2);
+  CHECK(layer.bias_k.size() == Index{3} * 4);
+  CHECK(layer.bias_v.size() == Index{3} * 5);
 }
 
 TEST_CASE("sizes that are not given come from those that are", "[projection]") {
@@ -154,7 +154,7 @@ TEST_CASE("the parameters of MultiHead<float, 4, 16> have compile-time size and 
   STATIC_REQUIRE(Layer::kWidth == 64);
   STATIC_REQUIRE(Layer::Linear::Weight::SizeAtCompileTime == 64 * 64);
   STATIC_REQUIRE(Layer::Linear::Bias::SizeAtCompileTime == 64);
-  STATIC_REQUIRE(sizeof(Layer) >= 4 * (64 * 64 + 64) * sizeof(float));
+  STATIC_REQUIRE(sizeof(Layer) >= sizeof(float) * 4 * (64 * 64 + 64));
   const auto layer = std::make_unique<Layer>();
   for (const auto* linear : {&layer->q_proj, &layer->k_proj, &layer->v_proj, &layer->out_proj}) {
     CHECK(lives_in(*layer, linear->weight));

@@ -10,7 +10,6 @@
 using mha::Extent;
 using mha::Index;
 using mha::Matrix;
-using mha::MatrixView;
 using mha::test::cast_to;
 using mha::test::eps_of;
 using mha::test::equal_bits;

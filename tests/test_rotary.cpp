@@ -20,7 +20,6 @@ using mha::test::cast_to;
 using mha::test::eps_of;
 using mha::test::HasBitsOf;
 using mha::test::IsClose;
-using mha::test::message_of;
 using mha::test::plain_rotary;
 using mha::test::random_matrix;
 using mha::test::random_tensor;

@@ -10,9 +10,7 @@ using mha::Index;
 using mha::KeyRange;
 using mha::Matrix;
 using mha::Tensor;
-using mha::test::ContainsSubstring;
 using mha::test::HasBitsOf;
-using mha::test::IsClose;
 using mha::test::matrix_of;
 using mha::test::random_matrix;
 
@@ -158,7 +156,7 @@ TEST_CASE("rules joined from variables leave the variables as they were", "[rule
   const auto a = mha::lengths({2, 3});
   const auto b = mha::causal();
   const auto joined = a & b;
-  const auto twice = joined & joined;
+  const auto twice = joined & joined;  // NOLINT(misc-redundant-expression): a rule with itself
   const Extent extent{1, 4, 4, 0};
   CHECK(joined.keys(extent, 0, 0, 3).end == 2);
   CHECK(joined.keys(extent, 1, 0, 3).end == 3);

@@ -206,7 +206,7 @@ Numbers autodiff_gradient(const F& f, const Numbers& numbers, int count) {
   std::vector<Scalar> active;
   for (std::size_t n = 0; n < numbers.size(); ++n) {
     Scalar number(numbers[n]);
-    const int k = static_cast<int>(n);
+    const auto k = static_cast<int>(n);
     if (k < count) number = Scalar(numbers[n], count, k);
     active.push_back(number);
   }
@@ -228,7 +228,7 @@ template <class F>
 void check_all_ways(const F& f, const Numbers& numbers) {
   const Numbers duals = dual_gradient(f, numbers);
   check_gradients(duals, central_differences(f, numbers), kTolerance);
-  const int count = static_cast<int>(numbers.size());
+  const auto count = static_cast<int>(numbers.size());
   check_gradients(autodiff_gradient<AnyDerivatives>(f, numbers, count), duals, kRounding);
   check_gradients(autodiff_gradient<FourDerivatives>(f, numbers, 4), duals, kRounding);
 }

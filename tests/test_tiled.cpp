@@ -9,7 +9,6 @@
 using mha::Index;
 using mha::Matrix;
 using mha::scaled_dot_product_attention_forward;
-using mha::test::cast_to;
 using mha::test::check_head;
 using mha::test::expected_attention;
 using mha::test::random_booleans;
@@ -150,7 +149,7 @@ TEMPLATE_TEST_CASE("attention with capped and modified scores equals the formula
     const Index kv_len = x.key.rows();
     CAPTURE(n, query_len, kv_len, x.key.cols(), x.value.cols());
     const double slope = pick.from({0, 0.01, 0.5});
-    const double distance = static_cast<double>(query_len + kv_len);
+    const auto distance = static_cast<double>(query_len + kv_len);
     check_against_formula(x,
                           mha::softcap(pick.from({0, 0.5, 4, 30})) & mha::alibi(slope) &
                               pick_causal(pick, query_len, kv_len),

@@ -28,8 +28,8 @@ using Strides = std::array<Index, 4>;
 using ColMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::ColMajor>;
 
 // 0, 1, 2, ...
-std::vector<double> counting(std::size_t count) {
-  std::vector<double> numbers(count);
+std::vector<double> counting(int count) {
+  std::vector<double> numbers(static_cast<std::size_t>(count));
   std::iota(numbers.begin(), numbers.end(), 0.0);
   return numbers;
 }

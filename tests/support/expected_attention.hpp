@@ -57,8 +57,8 @@ double largest(const M& m) {
 /// once more.
 template <class Scalar>
 double relative_tolerance(Index head_dim, Index kv_len, double score_size, Index modifiers) {
-  const double d = static_cast<double>(head_dim + 2 + modifiers);
-  const double n = static_cast<double>(kv_len);
+  const auto d = static_cast<double>(head_dim + 2 + modifiers);
+  const auto n = static_cast<double>(kv_len);
   const double tiles = std::ceil(n / 512);
   const double in_scores = 2 * std::sqrt(d) * score_size;
   return eps_of<accumulator_t<Scalar>>() *
