@@ -203,8 +203,12 @@ class MultiHead {
       if (batch.count == 0) return 0;
       const bool own_lse = config_.add_zero_attn && !options.need_lse;
       detail::LayerSizes s = sizes(query_rows, key_rows, batch.count, own_lse, batch.ragged);
-      s.scratch = std::max(scratch_bytes(query_rows, key_rows, batch, true, options.executor),
-                           scratch_bytes(query_rows, key_rows, batch, false, options.executor));
+      for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
+        for (const bool contiguous : {true, false}) {
+          s.scratch = std::max(s.scratch, scratch_bytes(query_rows, key_rows, batch, inputs,
+                                                        contiguous, options.executor));
+        }
+      }
       return detail::layer_bytes<Acc>(s);
     }
   }
@@ -388,32 +392,54 @@ class MultiHead {
     return s;
   }
 
+  /// Which inputs are one matrix: what is projected from one is projected together.
+  enum class Inputs { all_apart, one_context, one_matrix };
+  static Inputs inputs_of(const View& query, const View& key, const View& value) {
+    const auto same = [](const View& a, const View& b) {
+      return a.data == b.data && a.rows == b.rows && a.cols == b.cols &&
+             a.row_stride == b.row_stride && a.col_stride == b.col_stride;
+    };
+    if (!same(key, value)) return Inputs::all_apart;
+    return same(query, key) ? Inputs::one_matrix : Inputs::one_context;
+  }
+
   /// The scratch of its steps, which share it: the largest counts.
-  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch, bool contiguous,
-                            const Executor& executor) const {
+  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch, Inputs inputs,
+                            bool contiguous, const Executor& executor) const {
     std::size_t most = 0;
 #if MHA_KERNELS
     if constexpr (detail::has_kernels<Acc>) {
       const MultiHeadConfig& c = config_;
-      const auto project = [&]<class In, class Out>(Index rows, Index inputs, Index outputs,
-                                                    Index jobs, bool in_rows, In, Out) {
-        most = std::max(most, detail::projection_plan<Acc, In, Scalar, Out>(rows, inputs, outputs,
-                                                                            jobs, in_rows, executor)
+      const Index q_width = c.num_heads * c.head_dim;
+      const Index k_width = c.kv_heads * c.head_dim;
+      const Index v_width = c.kv_heads * c.value_dim;
+      const auto input = [&](Index rows, Index width, Index outputs, Index jobs) {
+        most = std::max(most, detail::projection_plan<Acc, Scalar, Scalar, Acc>(
+                                  rows, width, outputs, jobs, true, executor)
                                   .bytes());
       };
-      const Index widest =
-          std::max({c.num_heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.value_dim});
-      for (const Index jobs : {1, 2, 3}) {  // self-attention projects thrice, a context twice
-        for (const Index rows : {query_rows, key_rows}) {
-          for (const Index inputs : {c.embed_dim, c.kdim, c.vdim}) {
-            for (const Index outputs : {widest, c.num_heads * c.head_dim, c.kv_heads * c.head_dim,
-                                        c.kv_heads * c.value_dim}) {
-              project(rows, inputs, outputs, jobs, true, Scalar(), Acc());
-            }
-          }
+      if (!std::is_same_v<Scalar, Acc> || c.add_bias_kv) inputs = Inputs::all_apart;
+      if (inputs == Inputs::one_matrix) {
+        input(query_rows, c.embed_dim, std::max({q_width, k_width, v_width}), 3);
+      } else {
+        input(query_rows, c.embed_dim, q_width, 1);
+        if (inputs == Inputs::one_context) {
+          input(key_rows, c.kdim, std::max(k_width, v_width), 2);
+        } else {
+          input(key_rows, c.kdim, k_width, 1);
+          input(key_rows, c.vdim, v_width, 1);
         }
       }
-      project(query_rows, c.num_heads * c.value_dim, c.out_dim, 1, contiguous, Acc(), Scalar());
+      if (c.add_bias_kv && batch.count > 1) {  // sequence by sequence, the shorter otherwise
+        for (const Index rows : {batch.kv_len, kernels::kFewTokens - 1}) {
+          input(rows, c.kdim, k_width, 1);
+          input(rows, c.vdim, v_width, 1);
+        }
+      }
+      most = std::max(most,
+                      detail::projection_plan<Acc, Acc, Scalar, Scalar>(
+                          query_rows, c.num_heads * c.value_dim, c.out_dim, 1, contiguous, executor)
+                          .bytes());
       const kernels::Plan<Acc> plan(batch.count, c.num_heads, c.kv_heads, batch.query_len,
                                     batch.kv_len + (c.add_bias_kv ? 1 : 0), c.head_dim, c.value_dim,
                                     false, executor);
@@ -431,8 +457,8 @@ class MultiHead {
     const bool own_lse = lse.data == nullptr && !weights.empty() && config_.add_zero_attn;
     detail::LayerSizes s = sizes(query.rows, key.rows, batch.count, own_lse, batch.ragged);
     if constexpr (detail::has_kernels<Acc>) {
-      s.scratch =
-          scratch_bytes(query.rows, key.rows, batch, output.col_stride == 1, options.executor);
+      s.scratch = scratch_bytes(query.rows, key.rows, batch, inputs_of(query, key, value),
+                                output.col_stride == 1, options.executor);
       const detail::CallMemory block(options.workspace, detail::layer_bytes<Acc>(s));
       detail::BlockMatrices<Acc> source(block.data());
       compute_in(detail::LayerMemory<Acc>(s, source), query, key, value, rules, options, batch,
@@ -509,14 +535,11 @@ class MultiHead {
                       const View& value, const Batch& batch, const Executor& executor) const {
     using Task = detail::ProjectionTask<Linear, Acc>;
     const detail::ProjectionMemory<Acc> scratch = projection_memory(memory);
-    const auto same = [](const View& a, const View& b) {
-      return a.data == b.data && a.rows == b.rows && a.cols == b.cols &&
-             a.row_stride == b.row_stride && a.col_stride == b.col_stride;
-    };
     const Task tasks[3] = {{&q_proj, memory.q}, {&k_proj, memory.k}, {&v_proj, memory.v}};
     if (!config_.add_bias_kv) {
-      const bool one_context = same(key, value);
-      if (one_context && same(query, key)) {
+      const Inputs inputs = inputs_of(query, key, value);
+      const bool one_context = inputs == Inputs::one_context;
+      if (inputs == Inputs::one_matrix) {
         detail::project<Acc>(query, tasks, 3, executor, scratch);
         return;
       }

@@ -20,6 +20,9 @@ namespace mha::kernels {
 /// in use, lanes of keys are faster (measured at head_dim 64 and 128, 512 to 4096 keys).
 inline constexpr Index kFewQueries = 4;
 
+/// Entries of a head's keys from which on it pays to bring the next head's closer.
+inline constexpr Index kWorthFetching = 2048;
+
 /// Multiply-adds that are worth waking another thread: about 10 microseconds of them.
 inline constexpr double kWorkPerThread = 1e6;
 
@@ -151,19 +154,38 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
       FewRows<In, Out, T>(all, heads, query_len, parts).run();
     });
   } else {
-    share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {
+    // Which head and query row task k begins at; the last tile of a head first, since under a causal
+    // rule it has the most to do.
+    struct Start {
+      Index b;
+      Index h;
+      Index row;
+      Index count;
+    };
+    const auto start_of = [&](Index k) {
       const Index b = k / (num_heads * plan.parts);
-      const Index h = k / plan.parts % num_heads;
-      const Head<In, Out, T> head = head_at(b, h);
-      // The last tile first: under a causal rule it has the most to do.
-      const Index tile = plan.parts - 1 - k % plan.parts;
-      const QueryTiles<T> tiles(head.extent.query_len);
-      const Index first = tile * tiles.width;
-      if (first >= head.extent.query_len) return;
+      const Index query_len = call.extent(b).query_len;
+      const QueryTiles<T> tiles(query_len);
+      const Index row = (plan.parts - 1 - k % plan.parts) * tiles.width;
+      return Start{b, k / plan.parts % num_heads, row, std::min(tiles.width, query_len - row)};
+    };
+    const bool worth_fetching = plan.sizes.kv_len * plan.sizes.head_dim >= kWorthFetching;
+    share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {
+      const Start start = start_of(k);
+      if (start.count <= 0) return;
+      const Head<In, Out, T> head = head_at(start.b, start.h);
+      HeadTask<In, Out, T> next;
+      Index next_row = 0;
+      const bool fetches = worth_fetching && k + plan.workers < plan.tasks;
+      if (fetches) {  // most probably this worker's next task
+        const Start following = start_of(k + plan.workers);
+        next = call.head(following.b, following.h);
+        next_row = std::max<Index>(following.row, 0);
+      }
       Arena arena = arena_of(worker);
       const QueryTileMemory<T> parts(plan.sizes, arena);
       QueryTile<In, Out, T>(head, parts)
-          .run(first, std::min(tiles.width, head.extent.query_len - first));
+          .run(start.row, start.count, fetches ? &next : nullptr, next_row);
     });
   }
 }

@@ -263,20 +263,24 @@ class FewRows {
 
   void weigh_keys(const T* values, Index stride, Index begin, Index end) {
     if (begin >= end) return;
-    Product<T> x;
-    x.rows = rows_;
-    x.vectors = vectors_of(at_.wide);
-    x.depth = end - begin;
-    x.a = at_.s + begin;
-    x.a_row = kKeyTile;
-    x.a_step = 1;
-    x.b = values + begin * stride;
-    x.b_step = stride;
-    x.c = at_.acc;
-    x.c_row = at_.wide;
-    x.accumulate = true;
-    x.fetch[0] = x.fetch[1] = x.a;
-    kernels_.product(x);
+    // Few keys at a time for all channels, so that V is read in the order in which it lies.
+    constexpr Index kKeys = 16;
+    for (Index j = begin; j < end; j += kKeys) {
+      Product<T> x;
+      x.rows = rows_;
+      x.vectors = vectors_of(at_.wide);
+      x.depth = std::min(kKeys, end - j);
+      x.a = at_.s + j;
+      x.a_row = kKeyTile;
+      x.a_step = 1;
+      x.b = values + j * stride;
+      x.b_step = stride;
+      x.c = at_.acc;
+      x.c_row = at_.wide;
+      x.accumulate = true;
+      x.fetch[0] = x.fetch[1] = x.a;
+      kernels_.product(x);
+    }
   }
 
   void finish() {

@@ -100,7 +100,12 @@ class QueryTile {
         at_(memory) {}
 
   /// Queries first, ..., first + count - 1; count <= kWide.
-  void run(Index first, Index count) {
+  /// @param next        the head whose tile is computed next, null if none is; what it reads first is
+  ///                    brought closer
+  /// @param next_first  the first query of that tile
+  void run(Index first, Index count, const HeadTask<In, Out, T>* next, Index next_first) {
+    next_ = next;
+    next_first_ = next_first;
     first_ = first;
     count_ = count;
     groups_ = (count + kGroup - 1) / kGroup;
@@ -342,6 +347,8 @@ class QueryTile {
     x.b_step = kWide;
     x.c = scores;
     x.c_row = kWide;
+    x.fetch[0] = x.fetch[1] = x.a;
+    if (next_ != nullptr && s.end == end_) fetch_next_queries(x);
     if (s.whole && !calls_.natural_scores()) x.column_max = at_.tile_max + lane;
     kernels_.product(x);
     if (!calls_.natural_scores()) return;
@@ -411,23 +418,43 @@ class QueryTile {
     fresh_ = false;
   }
 
-  /// While these keys are weighed, brings the keys and values of the next tile closer.
+  /// While these keys are weighed, brings the keys and values of the next tile closer, or the first
+  /// ones of the next head.
   void fetch_next_tile(Index begin, Index end, Product<T>& x) const {
+    x.fetch[0] = x.fetch[1] = x.a;
     if constexpr (std::is_same_v<In, T>) {
-      const MatrixView<const T>& key = task_.key;
-      const MatrixView<const T>& value = task_.value;
-      const bool same_shape = key.row_stride == value.row_stride && key.col_stride == 1 &&
-                              value.col_stride == 1 && key.cols == value.cols;
-      if (same_shape && end + kKeyTile <= end_) {
-        const Index next = (begin + kKeyTile) * key.row_stride;
-        x.fetch[0] = key.data + next;
-        x.fetch[1] = value.data + next;
-        x.fetch_step = key.row_stride;
-        x.fetch_strip = 64 / static_cast<Index>(sizeof(T));
+      const bool further_tile = end + kKeyTile <= end_;
+      if (!further_tile && (next_ == nullptr || end < end_)) return;
+      const MatrixView<const T>& key = further_tile ? task_.key : next_->key;
+      const MatrixView<const T>& value = further_tile ? task_.value : next_->value;
+      if (!further_tile && key.data == task_.key.data) return;  // another tile of this head
+      if (key.row_stride != value.row_stride || key.col_stride != 1 || value.col_stride != 1 ||
+          key.cols != value.cols || key.rows < x.depth) {
         return;
       }
+      const Index row = further_tile ? (begin + kKeyTile) * key.row_stride : 0;
+      x.fetch[0] = key.data + row;
+      x.fetch[1] = value.data + row;
+      x.fetch_step = key.row_stride;
+      x.fetch_strip = kLine;
     }
-    x.fetch[0] = x.fetch[1] = x.a;
+  }
+
+  /// While the last keys are scored, brings the queries of the next tile closer, and the rows where
+  /// its output goes.
+  void fetch_next_queries(Product<T>& x) const {
+    if constexpr (std::is_same_v<In, T> && std::is_same_v<Out, T>) {
+      const MatrixView<const T>& query = next_->query;
+      const MatrixView<T>& output = next_->output;
+      if (query.col_stride != 1 || output.col_stride != 1 ||
+          query.row_stride != output.row_stride || query.rows < next_first_ + x.depth) {
+        return;
+      }
+      x.fetch[0] = query.data + next_first_ * query.row_stride;
+      x.fetch[1] = output.data + next_first_ * output.row_stride;
+      x.fetch_step = query.row_stride;
+      x.fetch_strip = kLine;
+    }
   }
 
   /// One key whose value has an infinity or NaN, for the lanes that may attend to it.
@@ -506,10 +533,14 @@ class QueryTile {
     Index all_end;
   };
 
+  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+
   const Head<In, Out, T>& head_;
   const Kernels<T>& kernels_;
   const RuleCalls<T>& calls_;
   const HeadTask<In, Out, T>& task_;
+  const HeadTask<In, Out, T>* next_ = nullptr;
+  Index next_first_ = 0;
   const T unit_;
   QueryTileMemory<T> at_;
   Index first_ = 0, count_ = 0, groups_ = 0;
