@@ -46,6 +46,28 @@ struct AttentionOutputs {
   TensorView<accumulator_t<Scalar>> lse{};      ///< [batch, num_heads, query_len, 1]
 };
 
+/// Bytes of Workspace that a call with these arguments needs, whatever its rule; 0 for scalars that
+/// the kernels do not compute in.
+template <TensorLike Q, TensorLike K, TensorLike V>
+[[nodiscard]] std::size_t attention_workspace_bytes(const Q& query, const K& key, const V& value,
+                                                    const AttentionOptions& options = {}) {
+  using Scalar = detail::element_t<const Q>;
+  static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, detail::element_t<const V>,
+                                 All>::kChecked);
+#if MHA_KERNELS
+  using Acc = accumulator_t<Scalar>;
+  if constexpr (detail::has_kernels<Acc>) {
+    const TensorView<const Scalar> q = tensor_view(query);
+    const TensorView<const Scalar> k = tensor_view(key);
+    const TensorView<const Scalar> v = tensor_view(value);
+    detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{}, options.past_len);
+    detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
+    return kernels::plan_of<Scalar, Acc>(call, options.executor).bytes();
+  }
+#endif
+  return 0;
+}
+
 /// Attention over tensors, written to memory of yours.
 /// @param outputs  views of [batch, num_heads, query_len, value_dim] and, where `data` is not null,
 ///                 of the weights [batch, num_heads, query_len, kv_len] and lse [batch, num_heads,
@@ -85,13 +107,21 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
                     const V& value, const AttentionOptions& options) {
   attention_into(outputs, query, key, value, All{}, options);
 }
+
 /// The same for the output alone: a TensorView, Tensor, Eigen::Tensor or matrix of the right size.
-template <TensorLike O, TensorLike Q, TensorLike K, TensorLike V, class... Rest>
-void attention_into(O&& output, const Q& query, const K& key, const V& value, const Rest&... rest) {
+template <TensorLike O, TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
+void attention_into(O&& output, const Q& query, const K& key, const V& value,
+                    const RuleType& rule = {}, const AttentionOptions& options = {}) {
   const auto view = tensor_view(output);
   using Element = std::remove_pointer_t<decltype(view.data)>;
   static_assert(!std::is_const_v<Element>, "mha::attention_into: the output must not be const");
-  attention_into(AttentionOutputs<Element>{.output = view}, query, key, value, rest...);
+  attention_into(AttentionOutputs<Element>{.output = view}, query, key, value, rule, options);
+}
+
+template <TensorLike O, TensorLike Q, TensorLike K, TensorLike V>
+void attention_into(O&& output, const Q& query, const K& key, const V& value,
+                    const AttentionOptions& options) {
+  attention_into(output, query, key, value, All{}, options);
 }
 
 /// attention() with its weights and lse, as the options ask.
