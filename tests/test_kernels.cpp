@@ -384,6 +384,19 @@ TEMPLATE_TEST_CASE("unpacking transposes, multiplies by lane and adds by column"
   });
 }
 
+TEMPLATE_TEST_CASE("an unpacked number that underflows is +0 in lanes and tails alike",
+                   "[kernels][unpack][regression]", float, double) {
+  constexpr Index kWide = kLanes<TestType>;
+  on_every_target<TestType>([&](const Kernels<TestType>& kernels, Target) {
+    Block<TestType> panel(kWide, -static_cast<double>(std::numeric_limits<TestType>::min()));
+    Block<TestType> factor(kWide, static_cast<double>(std::numeric_limits<TestType>::min()));
+    Block<TestType> out(kWide);
+    const Index rows = kWide - 1;
+    kernels.unpack(panel.data(), kWide, factor.data(), nullptr, out.data(), 1, 1, rows, 1);
+    for (Index r = 0; r < rows; ++r) REQUIRE(mha::test::equal_bits(out[r], TestType(0)));
+  });
+}
+
 TEMPLATE_TEST_CASE("maxima are folded over the rows, and keys out of range become -inf",
                    "[kernels][softmax]", float, double) {
   constexpr Index kWide = kLanes<TestType>;

@@ -292,8 +292,9 @@ class FewRows {
       T* const lse = head.task.lse.data == nullptr ? nullptr : &head.task.lse(i, 0);
       factor_[r] = end(at_.allowed[r] != 0, total_max_[r], total_sum_[r], lse);
       for (Index c = 0; c < value_.cols; ++c) {
-        head.task.output(i, c) =
-            mha::detail::convert<Out>(T(at_.total[r * at_.wide + c] * factor_[r]) + T(0));
+        // As where a lane is a query: a -0 of rounding is +0. Not by adding 0, which -march may fuse.
+        const T x = at_.total[r * at_.wide + c] * factor_[r];
+        head.task.output(i, c) = mha::detail::convert<Out>(x == T(0) ? T(0) : x);
       }
     }
     if (heads_[0].task.weights.data != nullptr) write_weights();

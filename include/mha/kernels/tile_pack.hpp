@@ -176,10 +176,13 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
   }
 }
 
-/// The same expression for lanes and for single numbers. Adding 0 turns a -0 of rounding into +0.
+/// The same expression for lanes and for single numbers. Adding 0 turns a -0 of rounding into +0; so
+/// the product is rounded by itself: fused, one that underflows would keep its sign.
 template <class V>
 MHA_INLINE V finished(V x, V f, V o) {
-  return x * f + o;
+  V product = x * f;
+  keep_rounding(product);
+  return product + o;
 }
 
 /// Kernels::unpack.
