@@ -376,7 +376,10 @@ class QueryTile {
   /// O^T += V^T P^T of a segment. Where some lane may not attend to some key, its weight there is 0,
   /// but 0 * inf is NaN: keys with such values are taken by themselves, for the lanes that may.
   void weigh(const Segment& s, const MatrixView<const T>& value, Index from, Index tile) {
-    if (value.cols == 0) return;
+    if (value.cols == 0) {  // the sums are there all the same, to be rescaled
+      fresh_ = false;
+      return;
+    }
     if (fresh_ && (s.first_group > 0 || s.end_group < groups_)) zero_acc();
     const bool all_lanes_see = s.whole && !calls_.may_mask;
     const T* const rows = value.data + (s.begin - from) * value.row_stride;
