@@ -46,6 +46,8 @@ inline Index round_up(Index n, Index multiple) { return (n + multiple - 1) / mul
 template <class T>
 struct QueryTileMemory {
   static constexpr Index kWide = kLanes<T>;
+  /// Score modifiers read and write sixteen lanes from the first of any group of kWide / 4 on.
+  static constexpr Index kBeyond = 16 - kWide / 4;
   T* query = nullptr;  ///< panel [head_dim]: scale * Q^T
   T* s = nullptr;      ///< panel [kKeyTile]: S^T, then P^T
   T* acc = nullptr;    ///< panel [value_dim]: the chunk's output so far, transposed
@@ -66,13 +68,15 @@ struct QueryTileMemory {
   QueryTileMemory(const TileSizes& sizes, Arena& arena) {
     const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
     query = arena.take<T>(sizes.head_dim * kWide);
-    s = arena.take<T>(keys * kWide);
+    s = arena.take<T>(keys * kWide + kBeyond);
     acc = arena.take<T>(sizes.value_dim * kWide);
     total = sizes.kv_len > kKeyChunk ? arena.take<T>(sizes.value_dim * kWide) : acc;
     for (T** lane : {&row_max, &row_sum, &tile_max, &correction, &total_max, &total_sum}) {
       *lane = arena.take<T>(kWide);
     }
-    for (int_of<T>** lane : {&begin, &end, &allowed}) *lane = arena.take<int_of<T>>(kWide);
+    for (int_of<T>** lane : {&begin, &end, &allowed}) {
+      *lane = arena.take<int_of<T>>(kWide + kBeyond);
+    }
     if (sizes.converts) {
       key = arena.take<T>(keys * sizes.head_dim);
       value = arena.take<T>(keys * sizes.value_dim);
