@@ -171,8 +171,10 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 ///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            a Tensor; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
-/// Cost: 2 batch num_heads query_len kv_len (head_dim + value_dim) flops; tiles of at most 128 x
-/// 512 scores.
+/// Cost: 2 batch num_heads query_len kv_len (head_dim + value_dim) flops; causal and
+/// windowed queries pay for the keys that they may see. Memory: tiles of 128 keys x 64 queries (32
+/// doubles) per worker, see attention_workspace_bytes().
+/// Accuracy: within a few eps (1 + largest |score|) of long double (test_kernel_attention.cpp).
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
 template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 [[nodiscard]] auto attention(const Q& query, const K& key, const V& value,
@@ -233,7 +235,8 @@ template <EigenDense Q, EigenDense K, EigenDense V>
 ///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            query_len x value_dim; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
-/// Cost: 2 query_len kv_len (head_dim + value_dim) flops; tiles of at most 128 x 512 scores.
+/// Cost: 2 query_len kv_len (head_dim + value_dim) flops; causal and windowed queries pay for the
+/// keys that they may see.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
 template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
 [[nodiscard]] auto scaled_dot_product_attention(const Q& query, const K& key, const V& value,

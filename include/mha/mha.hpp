@@ -18,7 +18,13 @@
 //     rotary.hpp       rotary position embedding
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
 //     executor.hpp     Executor, ThreadPool
-//     inside: batch, tiled, product, projection, sequences, extra_keys, initialise, floating, error
+//     workspace.hpp    Workspace: memory of yours, so that calls allocate nothing
+//     lanes.hpp        Lanes: score modifiers over sixteen scores at a time
+//     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
+//                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
+//                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
+//     inside: batch, tiled, product, projection, layer_memory, sequences, extra_keys, initialise,
+//     floating, error
 #pragma once
 
 #include "mha/attention.hpp"

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // Attention of one head, tile by tile, with Eigen's products: what runs for float, double, half and
-// bfloat16. The scores of a query tile (kQueryTile rows) against a key tile (at most kKvTile keys)
-// are all that exists at a time; a running (row_max, row_sum, acc) per query row absorbs tile after
-// tile, see softmax.hpp:
+// bfloat16 without the kernels (MHA_KERNELS=0, or a compiler without vector types). The scores of a
+// query tile (kQueryTile rows) against a key tile (at most kKvTile keys) are all that exists at a
+// time; a running (row_max, row_sum, acc) per query row absorbs tile after tile, see softmax.hpp:
 //     S = scale Q K^T, then softcap, score modifiers and masks       rows x cols
 //     m' = max(row_max, rowmax(S))     P = exp(S - m')               masked entries exactly 0
 //     row_sum = exp(row_max - m') row_sum + rowsum(P)
@@ -31,10 +31,6 @@ namespace mha::detail {
 // second-level cache beside their operands, and packing K costs 1/128 of the product.
 inline constexpr Index kQueryTile = 128;
 inline constexpr Index kKvTile = 512;
-
-/// Scalars that the tiles compute in.
-template <class Acc>
-inline constexpr bool is_tiled = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
 
 /// The memory of one thread's tiles, made once and used for every head it computes.
 template <class Acc>
