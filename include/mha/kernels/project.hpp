@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "mha/kernels/attend.hpp"
@@ -72,9 +73,11 @@ struct ProjectPlan {
     if (!tokens_are_lanes && rows < kFewTokens) output_block = std::min(outputs, kOutputBlock);
     workers = workers_for(row_tasks * jobs * ((outputs + 63) / 64), work, executor);
     if (tokens_are_lanes && workers > 1 && row_tasks * jobs < 4 * workers) {
-      // Too few tasks to go round: cut the outputs too, in whole strips of the register tile.
-      const Index pieces = (4 * workers + row_tasks * jobs - 1) / (row_tasks * jobs);
-      output_block = std::max<Index>(round_up((outputs + pieces - 1) / pieces, 48), 48);
+      // Too few tasks to go round evenly: cut the outputs too, in whole strips of the register tile.
+      const Index whole = row_tasks * jobs;
+      Index pieces = (2 * workers + whole - 1) / whole;
+      while (whole * pieces % workers != 0) ++pieces;
+      output_block = std::max<Index>(round_up((outputs + pieces - 1) / pieces, 6), 48);
     }
     output_tasks = outputs == 0 ? 0 : (outputs + output_block - 1) / output_block;
     Arena arena(nullptr);
@@ -117,8 +120,10 @@ class ProjectTask {
   using Job = ProjectJob<In, Out, T>;
   using Memory = typename ProjectPlan<T>::Memory;
 
-  ProjectTask(const Kernels<T>& kernels, const MatrixView<const In>& x, const Memory& memory)
-      : kernels_(kernels), x_(x), at_(memory) {}
+  /// @param packed  the memory holds this x already, from another task of the same rows
+  ProjectTask(const Kernels<T>& kernels, const MatrixView<const In>& x, const Memory& memory,
+              bool packed)
+      : kernels_(kernels), x_(x), at_(memory), packed_(packed) {}
 
   /// Tokens as lanes. X^T stays packed for further calls.
   /// @param upcoming  the weight that comes after this one, to be fetched; null if none does
@@ -323,7 +328,7 @@ class ProjectTask {
   const Kernels<T>& kernels_;
   const MatrixView<const In> x_;
   const Memory at_;
-  bool packed_ = false;
+  bool packed_;
 };
 
 /// Every map of every row. `memory` has plan.bytes(), the plan being that of these sizes.
@@ -331,11 +336,18 @@ template <class In, class Out, class T>
 void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, Index num_jobs,
              const ProjectPlan<T>& plan, const Executor& executor, std::byte* memory) {
   const Kernels<T>& kernels = table<T>(target());
+  // Which rows a worker has packed last.
+  constexpr Index kRemembered = 64;
+  std::array<Index, std::size_t{kRemembered}> packed_rows;
+  packed_rows.fill(-1);
   const auto run = [&](Index row_task, Index first, Index last, Index worker) {
     Arena arena(memory + static_cast<std::size_t>(worker) * plan.bytes_per_worker);
     const Index row = row_task * plan.row_block;
     const Index rows = std::min(plan.row_block, x.rows - row);
-    ProjectTask<In, Out, T> task(kernels, x.middle_rows(row, rows), plan.take(arena, x.cols));
+    ProjectTask<In, Out, T> task(
+        kernels, x.middle_rows(row, rows), plan.take(arena, x.cols),
+        worker < kRemembered && packed_rows[static_cast<std::size_t>(worker)] == row_task);
+    if (worker < kRemembered) packed_rows[static_cast<std::size_t>(worker)] = row_task;
     for (Index k = first; k < last; ++k) {
       ProjectJob<In, Out, T> job = jobs[k / plan.output_tasks];
       job.y = job.y.middle_rows(row, rows);
