@@ -145,7 +145,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
 
 /// Every entry of the tile.
 template <class T, class RuleSet>
-MHA_VECTORIZE void modify(const void* rule_set, const ModifyTile<T>& tile) {
+MHA_RUNS_USER_CODE void modify(const void* rule_set, const ModifyTile<T>& tile) {
   const RuleSet& rules = *static_cast<const RuleSet*>(rule_set);
   if (tile.lanes_are_queries) {
     for (Index j = 0; j < tile.keys; ++j) {
