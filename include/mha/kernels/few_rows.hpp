@@ -242,40 +242,40 @@ class FewRows {
     }
     const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
     if (whole || kernels_.all_finite(values, stride, 1, to - from, at_.wide)) {
-      weigh_keys(values, stride, 0, to - from);
+      weigh_keys(values, stride, 0, to - from, 0, rows_);
       return;
     }
     Index clean = 0;
     for (Index j = 0; j < to - from; ++j) {
       const T* const row = values + j * stride;
       if (kernels_.all_finite(row, stride, 1, 1, at_.wide)) continue;
-      weigh_keys(values, stride, clean, j);
+      weigh_keys(values, stride, clean, j, 0, rows_);
       for (Index r = 0; r < rows_; ++r) {
-        const T weight = at_.s[r * kKeyTile + j];
         const bool in_range = from + j >= at_.begin[r] && from + j < at_.end[r];
-        if (!in_range || (calls_.may_mask && weight == T(0))) continue;
-        for (Index c = 0; c < at_.wide; ++c) at_.acc[r * at_.wide + c] += weight * row[c];
+        if (!in_range || (calls_.may_mask && at_.s[r * kKeyTile + j] == T(0))) continue;
+        weigh_keys(values, stride, j, j + 1, r, 1);
       }
       clean = j + 1;
     }
-    weigh_keys(values, stride, clean, to - from);
+    weigh_keys(values, stride, clean, to - from, 0, rows_);
   }
 
-  void weigh_keys(const T* values, Index stride, Index begin, Index end) {
+  /// Keys begin, ..., end - 1 of the tile, for `count` rows from `row` on.
+  void weigh_keys(const T* values, Index stride, Index begin, Index end, Index row, Index count) {
     if (begin >= end) return;
     // Few keys at a time for all channels, so that V is read in the order in which it lies.
     constexpr Index kKeys = 16;
     for (Index j = begin; j < end; j += kKeys) {
       Product<T> x;
-      x.rows = rows_;
+      x.rows = count;
       x.vectors = vectors_of(at_.wide);
       x.depth = std::min(kKeys, end - j);
-      x.a = at_.s + j;
+      x.a = at_.s + row * kKeyTile + j;
       x.a_row = kKeyTile;
       x.a_step = 1;
       x.b = values + j * stride;
       x.b_step = stride;
-      x.c = at_.acc;
+      x.c = at_.acc + row * at_.wide;
       x.c_row = at_.wide;
       x.accumulate = true;
       x.fetch[0] = x.fetch[1] = x.a;

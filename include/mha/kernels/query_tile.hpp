@@ -463,13 +463,31 @@ class QueryTile {
     }
   }
 
-  /// One key whose value has an infinity or NaN, for the lanes that may attend to it.
+  /// One key whose value has an infinity or NaN. Its finite channels go the way of any other key's,
+  /// so that their bits do not depend on what happens here; the others are for the lanes that may
+  /// attend.
   void weigh_special(const Segment& s, const T* value, Index col_stride, Index j, Index tile) {
     const T* const weights = at_.s + (j - tile) * kWide;
-    for (Index l = s.first_group * kGroup; l < s.end_group * kGroup; ++l) {
-      const bool in_range = j >= at_.begin[l] && j < at_.end[l];
-      if (!in_range || (calls_.may_mask && weights[l] == T(0))) continue;
-      for (Index c = 0; c < task_.value.cols; ++c) {
+    const Index lane = s.first_group * kGroup;
+    Product<T> x;
+    x.vectors = vectors_of(s.end_group - s.first_group);
+    x.depth = 1;
+    x.a_row = col_stride;
+    x.b = weights + lane;
+    x.b_step = kWide;
+    x.c_row = kWide;
+    x.accumulate = true;
+    x.fetch[0] = x.fetch[1] = value;
+    for (Index c = 0; c < task_.value.cols; ++c) {
+      x.a = value + c * col_stride;
+      x.c = at_.acc + c * kWide + lane;
+      x.rows = 0;
+      for (; c < task_.value.cols && mha::detail::is_finite(value[c * col_stride]); ++c) ++x.rows;
+      kernels_.product(x);
+      if (c == task_.value.cols) break;
+      for (Index l = lane; l < s.end_group * kGroup; ++l) {
+        const bool in_range = j >= at_.begin[l] && j < at_.end[l];
+        if (!in_range || (calls_.may_mask && weights[l] == T(0))) continue;
         at_.acc[c * kWide + l] += weights[l] * value[c * col_stride];
       }
     }
