@@ -23,8 +23,8 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, tiled, product, projection, layer_memory, sequences, extra_keys, initialise,
-//     floating, error
+//     inside: batch, tiled, product, projection, layer_memory, layer_pass, sequences, extra_keys,
+//     initialise, floating, error
 #pragma once
 
 #include "mha/attention.hpp"

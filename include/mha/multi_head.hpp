@@ -9,9 +9,8 @@
 #pragma once
 
 #include "mha/batch.hpp"
-#include "mha/extra_keys.hpp"
 #include "mha/initialise.hpp"
-#include "mha/layer_memory.hpp"
+#include "mha/layer_pass.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
 #include "mha/sequences.hpp"
@@ -201,15 +200,7 @@ class MultiHead {
     } else {
       const Batch batch = detail::cut_sequences(query_rows, key_rows, options);
       if (batch.count == 0) return 0;
-      const bool own_lse = config_.add_zero_attn && !options.need_lse;
-      detail::LayerSizes s = sizes(query_rows, key_rows, batch.count, own_lse, batch.ragged);
-      for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
-        for (const bool contiguous : {true, false}) {
-          s.scratch = std::max(s.scratch, scratch_bytes(query_rows, key_rows, batch, inputs,
-                                                        contiguous, options.executor));
-        }
-      }
-      return detail::layer_bytes<Acc>(s);
+      return Pass(*this).bytes(query_rows, key_rows, batch, options);
     }
   }
 
@@ -248,6 +239,7 @@ class MultiHead {
  private:
   using View = MatrixView<const Scalar>;
   using Batch = detail::SequenceBatch;
+  using Pass = detail::LayerPass<MultiHead>;
 
   void initialise() {
     const MultiHeadConfig& c = config_;
@@ -341,7 +333,7 @@ class MultiHead {
     }
     const MatrixView<Scalar> output{result.output.data(), query.rows, c.out_dim, c.out_dim, 1};
     const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
-    compute(query, key, value, rules, options, batch, output, lse, result.weights);
+    Pass(*this).compute(query, key, value, rules, options, batch, output, lse, result.weights);
     if (options.average_weights) result.weights = averaged(result.weights);
     return result;
   }
@@ -357,271 +349,7 @@ class MultiHead {
                     "MultiHead: forward_into returns the output alone; weights and lse come from "
                     "forward");
     Tensor<Acc> no_weights;
-    compute(query, key, value, rules, options, batch, output, {}, no_weights);
-  }
-
-  /// Sizes of a call's memory, without its scratch.
-  detail::LayerSizes sizes(Index query_rows, Index key_rows, Index sequences, bool own_lse,
-                           bool ragged) const {
-    const MultiHeadConfig& c = config_;
-    detail::LayerSizes s;
-    s.query_rows = query_rows;
-    s.key_rows = key_rows + (c.add_bias_kv ? sequences : 0);
-    s.query_width = c.num_heads * c.head_dim;
-    s.key_width = c.kv_heads * c.head_dim;
-    s.value_width = c.kv_heads * c.value_dim;
-    s.concat_width = c.num_heads * c.value_dim;
-    s.lse_width = own_lse ? c.num_heads : 0;
-    s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
-#if MHA_KERNELS
-    if constexpr (detail::has_kernels<Acc>) {
-      const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
-        return kernels::makes_tokens_lanes(rows, inputs, width) ? heads : 1;
-      };
-      s.query_heads = apart(query_rows, c.embed_dim, c.num_heads, s.query_width);
-      s.key_heads = apart(key_rows, c.kdim, c.kv_heads, s.key_width);
-      s.value_heads = apart(key_rows, c.vdim, c.kv_heads, s.value_width);
-    }
-#endif
-    if constexpr (!std::is_same_v<Scalar, Acc>) {
-      for (const Linear* linear : {&q_proj, &k_proj, &v_proj, &out_proj}) {
-        s.wide_weight = std::max(s.wide_weight, linear->weight.size());
-        s.wide_bias = std::max(s.wide_bias, linear->bias.size());
-      }
-    }
-    return s;
-  }
-
-  /// Which inputs are one matrix: what is projected from one is projected together.
-  enum class Inputs { all_apart, one_context, one_matrix };
-  static Inputs inputs_of(const View& query, const View& key, const View& value) {
-    const auto same = [](const View& a, const View& b) {
-      return a.data == b.data && a.rows == b.rows && a.cols == b.cols &&
-             a.row_stride == b.row_stride && a.col_stride == b.col_stride;
-    };
-    if (!same(key, value)) return Inputs::all_apart;
-    return same(query, key) ? Inputs::one_matrix : Inputs::one_context;
-  }
-
-  /// The scratch of its steps, which share it: the largest counts.
-  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch, Inputs inputs,
-                            bool contiguous, const Executor& executor) const {
-    std::size_t most = 0;
-#if MHA_KERNELS
-    if constexpr (detail::has_kernels<Acc>) {
-      const MultiHeadConfig& c = config_;
-      const Index q_width = c.num_heads * c.head_dim;
-      const Index k_width = c.kv_heads * c.head_dim;
-      const Index v_width = c.kv_heads * c.value_dim;
-      const auto input = [&](Index rows, Index width, Index outputs, Index jobs) {
-        most = std::max(most, detail::projection_plan<Acc, Scalar, Scalar, Acc>(
-                                  rows, width, outputs, jobs, true, executor)
-                                  .bytes());
-      };
-      if (!std::is_same_v<Scalar, Acc> || c.add_bias_kv) inputs = Inputs::all_apart;
-      if (inputs == Inputs::one_matrix) {
-        input(query_rows, c.embed_dim, std::max({q_width, k_width, v_width}), 3);
-      } else {
-        input(query_rows, c.embed_dim, q_width, 1);
-        if (inputs == Inputs::one_context) {
-          input(key_rows, c.kdim, std::max(k_width, v_width), 2);
-        } else {
-          input(key_rows, c.kdim, k_width, 1);
-          input(key_rows, c.vdim, v_width, 1);
-        }
-      }
-      if (c.add_bias_kv && batch.count > 1) {  // sequence by sequence, the shorter otherwise
-        for (const Index rows : {batch.kv_len, kernels::kFewTokens - 1}) {
-          input(rows, c.kdim, k_width, 1);
-          input(rows, c.vdim, v_width, 1);
-        }
-      }
-      most = std::max(most,
-                      detail::projection_plan<Acc, Acc, Scalar, Scalar>(
-                          query_rows, c.num_heads * c.value_dim, c.out_dim, 1, contiguous, executor)
-                          .bytes());
-      const kernels::Plan<Acc> plan(batch.count, c.num_heads, c.kv_heads, batch.query_len,
-                                    batch.kv_len + (c.add_bias_kv ? 1 : 0), c.head_dim, c.value_dim,
-                                    false, executor);
-      most = std::max(most, plan.bytes());
-    }
-#endif
-    return most;
-  }
-
-  template <class RuleSet>
-  void compute(const View& query, const View& key, const View& value, const RuleSet& rules,
-               const Options& options, const Batch& batch, const MatrixView<Scalar>& output,
-               const MatrixView<Acc>& lse, Tensor<Acc>& weights) const {
-    if (batch.count == 0) return;
-    const bool own_lse = lse.data == nullptr && !weights.empty() && config_.add_zero_attn;
-    detail::LayerSizes s = sizes(query.rows, key.rows, batch.count, own_lse, batch.ragged);
-    if constexpr (detail::has_kernels<Acc>) {
-      s.scratch = scratch_bytes(query.rows, key.rows, batch, inputs_of(query, key, value),
-                                output.col_stride == 1, options.executor);
-      const detail::CallMemory block(options.workspace, detail::layer_bytes<Acc>(s));
-      detail::BlockMatrices<Acc> source(block.data());
-      compute_in(detail::LayerMemory<Acc>(s, source), query, key, value, rules, options, batch,
-                 output, lse, weights);
-    } else {
-      detail::OwnedMatrices<Acc> source;
-      compute_in(detail::LayerMemory<Acc>(s, source), query, key, value, rules, options, batch,
-                 output, lse, weights);
-    }
-  }
-
-  template <class RuleSet>
-  void compute_in(const detail::LayerMemory<Acc>& memory, const View& query, const View& key,
-                  const View& value, const RuleSet& rules, const Options& options,
-                  const Batch& batch, const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
-                  Tensor<Acc>& weights) const {
-    const MultiHeadConfig& c = config_;
-    const MatrixView<Acc>& lse_rows = lse.data != nullptr ? lse : memory.lse;
-    const Index extra = c.add_bias_kv ? 1 : 0;  // keys that end every sequence
-    const bool in_segments = memory.segments != nullptr && (batch.ragged || extra == 1);
-    if (in_segments) batch.place(options, extra, memory.segments);
-    project_inputs(memory, query, key, value, batch, options.executor);
-    if (c.rotary) rotate(memory, batch, options);
-
-    // Attend. The heads of q, k, v and of the concatenation are views of their columns.
-    const Index entries = in_segments ? 1 : batch.count;
-    const auto heads = [entries](const detail::HeadColumns<Acc>& m, Index num_heads) {
-      return m.heads(num_heads, entries);
-    };
-    detail::BatchTask<Acc> call{heads(memory.q, c.num_heads),
-                                heads(memory.k, c.kv_heads),
-                                heads(memory.v, c.kv_heads),
-                                heads(memory.concat, c.num_heads),
-                                weights.view(),
-                                heads(lse_rows, c.num_heads),
-                                options.past_len};
-    if (lse_rows.cols == 0) call.lse.data = nullptr;
-    if (weights.empty()) call.weights.data = nullptr;
-    if (in_segments) {
-      call.segments = memory.segments;
-      call.num_segments = batch.count;
-    }
-    if (c.add_bias_kv || c.add_zero_attn) {
-      attend(memory, call, detail::ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options);
-    } else {
-      attend(memory, call, rules, options);
-    }
-    const detail::ProjectionTask<Linear, Scalar> last{&out_proj, output};
-    detail::project<Acc, Acc>(memory.concat, &last, 1, options.executor, projection_memory(memory));
-    if (!weights.empty()) place_extra_columns(batch, options, lse_rows, weights);
-  }
-
-  static detail::ProjectionMemory<Acc> projection_memory(const detail::LayerMemory<Acc>& memory) {
-    return {memory.wide_weight, memory.wide_bias, memory.scratch};
-  }
-
-  template <class RuleSet>
-  static void attend(const detail::LayerMemory<Acc>& memory, const detail::BatchTask<Acc>& call,
-                     const RuleSet& rules, const Options& options) {
-#if MHA_KERNELS
-    if constexpr (detail::has_kernels<Acc>) {
-      const auto plan = kernels::plan_of<Acc, Acc>(call, options.executor);
-      kernels::attend<Acc, Acc, Acc>(call, rules, plan, options.executor, memory.scratch);
-      return;
-    }
-#endif
-    (void)memory;
-    detail::attend(call, rules, options.executor, nullptr);
-  }
-
-  /// q, k and v. What is projected from one matrix is projected together. With add_bias_kv, the bias
-  /// rows follow each sequence.
-  void project_inputs(const detail::LayerMemory<Acc>& memory, const View& query, const View& key,
-                      const View& value, const Batch& batch, const Executor& executor) const {
-    using Task = detail::ProjectionTask<Linear, Acc>;
-    const detail::ProjectionMemory<Acc> scratch = projection_memory(memory);
-    const Task tasks[3] = {{&q_proj, memory.q}, {&k_proj, memory.k}, {&v_proj, memory.v}};
-    if (!config_.add_bias_kv) {
-      const Inputs inputs = inputs_of(query, key, value);
-      const bool one_context = inputs == Inputs::one_context;
-      if (inputs == Inputs::one_matrix) {
-        detail::project<Acc>(query, tasks, 3, executor, scratch);
-        return;
-      }
-      detail::project<Acc>(query, tasks, 1, executor, scratch);
-      detail::project<Acc>(key, tasks + 1, one_context ? 2 : 1, executor, scratch);
-      if (!one_context) detail::project<Acc>(value, tasks + 2, 1, executor, scratch);
-      return;
-    }
-    detail::project<Acc>(query, tasks, 1, executor, scratch);
-    for (Index b = 0; b < batch.count; ++b) {
-      const detail::Segment& s = memory.segments[b];
-      const Index own = s.kv_len - 1;
-      const Index given = s.key_row - b;
-      const Task keys{&k_proj, memory.k.middle_rows(s.key_row, own)};
-      const Task values{&v_proj, memory.v.middle_rows(s.key_row, own)};
-      detail::project<Acc>(key.middle_rows(given, own), &keys, 1, executor, scratch);
-      detail::project<Acc>(value.middle_rows(given, own), &values, 1, executor, scratch);
-      for (Index d = 0; d < bias_k.size(); ++d) {
-        memory.k(s.key_row + own, d) = detail::convert<Acc>(bias_k(d));
-      }
-      for (Index d = 0; d < bias_v.size(); ++d) {
-        memory.v(s.key_row + own, d) = detail::convert<Acc>(bias_v(d));
-      }
-    }
-  }
-
-  /// Where sequence b lies among the rows of q and k.
-  static detail::Segment segment_at(const detail::LayerMemory<Acc>& memory, const Batch& batch,
-                                    Index b) {
-    if (memory.segments != nullptr && batch.ragged) return memory.segments[b];
-    const Index kv_len = memory.k.rows / batch.count;  // equal, with bias_k's row
-    return {b * batch.query_len, batch.query_len, b * kv_len, kv_len};
-  }
-
-  /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k.
-  void rotate(const detail::LayerMemory<Acc>& memory, const Batch& batch,
-              const Options& options) const {
-    const IndexList& kv_positions =
-        options.kv_positions.empty() ? options.positions : options.kv_positions;
-    const auto part = [](const IndexList& all, Index row, Index count, Index first) {
-      if (all.size() <= 1) return IndexList(all.empty() ? first : all[0]);
-      std::vector<Index> positions(static_cast<std::size_t>(count));
-      for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = all[row + i];
-      return IndexList(positions);
-    };
-    const Index extra = config_.add_bias_kv ? 1 : 0;
-    for (Index b = 0; b < batch.count; ++b) {
-      const detail::Segment s = segment_at(memory, batch, b);
-      const Index own = s.kv_len - extra;
-      rotary_in_place(memory.q.middle_rows(s.query_row, s.query_len).heads(config_.num_heads, 1),
-                      *config_.rotary,
-                      part(options.positions, s.query_row, s.query_len, options.past_len));
-      rotary_in_place(memory.k.middle_rows(s.key_row, own).heads(config_.kv_heads, 1),
-                      *config_.rotary, part(kv_positions, s.key_row - b * extra, own, 0));
-    }
-  }
-
-  /// bias_k's weight, which follows each sequence's own keys, into the column that it has for all;
-  /// and the weight of the key of zeros, exp(0 - lse), into the last one.
-  void place_extra_columns(const Batch& batch, const Options& options, const MatrixView<Acc>& lse,
-                           Tensor<Acc>& weights) const {
-    using std::exp;
-    if (!config_.add_bias_kv && !config_.add_zero_attn) return;
-    const IndexList& q = options.sequences;
-    const IndexList& k = options.kv_sequences.empty() ? q : options.kv_sequences;
-    Index row = 0;
-    for (Index b = 0; b < batch.count; ++b) {
-      const Index query_len = batch.ragged ? q[b] : batch.query_len;
-      const Index kv_len = batch.ragged ? k[b] : batch.kv_len;
-      for (Index h = 0; h < weights.size(1); ++h) {
-        for (Index i = 0; i < query_len; ++i) {
-          if (config_.add_bias_kv) {
-            const Acc weight = std::exchange(weights(b, h, i, kv_len), Acc(0));
-            weights(b, h, i, batch.kv_len) = weight;
-          }
-          if (config_.add_zero_attn) {
-            weights(b, h, i, weights.size(3) - 1) = Acc(exp(Acc(-lse(row + i, h))));
-          }
-        }
-      }
-      row += query_len;
-    }
+    Pass(*this).compute(query, key, value, rules, options, batch, output, {}, no_weights);
   }
 
   static Tensor<Acc> averaged(const Tensor<Acc>& weights) {
