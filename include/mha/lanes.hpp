@@ -32,7 +32,7 @@ struct Lanes {
   /// All equal.
   template <class U>
   requires std::is_arithmetic_v<U> MHA_LANES_INLINE Lanes(U x) {  // NOLINT: a number is sixteen
-    for (int l = 0; l < kCount; ++l) v[l] = static_cast<T>(x);
+    for (T& lane : v) lane = static_cast<T>(x);
   }
   /// Converted one by one: positions to scores, say.
   template <class U>

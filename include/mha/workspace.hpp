@@ -69,7 +69,7 @@ class CallMemory {
   std::byte* data() const { return data_; }
 
  private:
-  static constexpr std::size_t kStackBytes = 32 * 1024;
+  static constexpr std::size_t kStackBytes = std::size_t{32} * 1024;
   Workspace own_;
   std::byte* data_;
   alignas(64) std::byte stack_[kStackBytes];

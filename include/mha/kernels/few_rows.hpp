@@ -27,7 +27,7 @@ class FewRows {
   FewRows(const Head<In, Out, T>* heads, Index num_heads, Index num_queries,
           const FewRowsMemory<T>& memory)
       : heads_(heads),
-        kernels_(heads[0].kernels),
+        kernels_(heads[0].kernels),  // NOLINT(clang-analyzer-core.*): a task has at least one head
         calls_(heads[0].calls),
         key_(heads[0].task.key),
         value_(heads[0].task.value),

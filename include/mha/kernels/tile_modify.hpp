@@ -58,7 +58,7 @@ struct Sixteen {
   }
   MHA_INLINE bool all_in_range() const {
     if (count < kSixteen) return false;
-    IntVec<T> outside = IntVec<T>{};
+    IntVec<T> outside = {};
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) outside |= ~range_mask(l);
     int_of<T> any = 0;
     for (int k = 0; k < Simd<T>::kCount; ++k) any |= outside[k];
@@ -68,7 +68,7 @@ struct Sixteen {
   MHA_INLINE void note_allowed() const {
     int_of<T> any = 0;
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) {
-      const IntVec<T> bits = reinterpret_cast<IntVec<T> >(load(s + l));
+      const auto bits = reinterpret_cast<IntVec<T> >(load(s + l));
       const IntVec<T> allowed = (bits != all_int<T>(kMinusInfinityBits<T>)) & range_mask(l);
       if constexpr (kQueries) {
         const IntVec<T> so_far = load_int<T>(tile.allowed + first + l) | allowed;

@@ -16,8 +16,8 @@ inline constexpr int kChunks = MHA_VECTOR_BYTES / 16;
 
 template <class T>
 struct Chunk {
-  typedef T Type __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
-  typedef T Plain __attribute__((vector_size(16)));
+  using Type __attribute__((vector_size(16), aligned(sizeof(T)), may_alias)) = T;
+  using Plain __attribute__((vector_size(16))) = T;
 };
 
 template <class T>

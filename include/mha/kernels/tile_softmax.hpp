@@ -133,7 +133,7 @@ void fold_max(T* s, Index keys, Index vectors, T* row_max, const int_of<T>* begi
 template <class T>
 bool raise(const T* tile_max, T* row_max, T* correction, Index vectors, T unit) {
   constexpr Index kCount = Simd<T>::kCount;
-  IntVec<T> changed = IntVec<T>{};
+  IntVec<T> changed = {};
   for (Index w = 0; w < vectors; ++w) {
     const Vec<T> from = load(row_max + w * kCount);
     const Vec<T> to = risen<T>(from, load(tile_max + w * kCount));
@@ -281,14 +281,14 @@ bool all_finite(const T* x, Index row_stride, Index col_stride, Index rows, Inde
   constexpr Index kCount = Simd<T>::kCount;
   constexpr int_of<T> kExponent = sizeof(T) == 4 ? static_cast<int_of<T> >(0x7F800000)
                                                  : static_cast<int_of<T> >(0x7FF0000000000000);
-  IntVec<T> special = IntVec<T>{};
+  IntVec<T> special = {};
   int_of<T> any = 0;
   for (Index r = 0; r < rows; ++r) {
     const T* const row = x + r * row_stride;
     Index c = 0;
     if (col_stride == 1) {
       for (; c + kCount <= cols; c += kCount) {
-        const IntVec<T> bits = reinterpret_cast<IntVec<T> >(load(row + c));
+        const auto bits = reinterpret_cast<IntVec<T> >(load(row + c));
         special |= (bits & all_int<T>(kExponent)) == all_int<T>(kExponent);
       }
     }
@@ -305,7 +305,7 @@ MHA_INLINE Vec<T> tanh_of(Vec<T> x) {
   constexpr int_of<T> kSign = sizeof(T) == 4 ? static_cast<int_of<T> >(0x80000000u)
                                              : static_cast<int_of<T> >(0x8000000000000000u);
   const IntVec<T> sign = reinterpret_cast<IntVec<T> >(x) & all_int<T>(kSign);
-  const Vec<T> size = reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(x) ^ sign);
+  const auto size = reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(x) ^ sign);
   const Vec<T> t = exp2_of<T>(size * all<T>(T(-2.8853900817779268)));
   const Vec<T> far = (all<T>(1) - t) / (all<T>(1) + t);
   const Vec<T> z = size * size;

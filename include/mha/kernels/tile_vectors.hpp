@@ -10,11 +10,11 @@ namespace mha::kernels::MHA_TARGET {
 template <class T>
 struct Simd {
   static constexpr int kCount = MHA_VECTOR_BYTES / static_cast<int>(sizeof(T));
-  typedef T Vec __attribute__((vector_size(MHA_VECTOR_BYTES)));
-  typedef T Unaligned __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
-  typedef int_of<T> Int __attribute__((vector_size(MHA_VECTOR_BYTES)));
-  typedef int_of<T> UnalignedInt
-      __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+  using Vec __attribute__((vector_size(MHA_VECTOR_BYTES))) = T;
+  using Unaligned __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
+  using Int __attribute__((vector_size(MHA_VECTOR_BYTES))) = int_of<T>;
+  using UnalignedInt __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) =
+      int_of<T>;
 };
 
 template <class T>
