@@ -6,10 +6,10 @@
 // allocates nothing after the first of its shape.
 //
 // Output:
-// ThreadPool: the same bits
-// OpenMP: the same bits
-// own threads: the same bits
-// workspace: as large as said beforehand
+//   ThreadPool: the same bits
+//   OpenMP: the same bits
+//   own threads: the same bits
+//   workspace: as large as said beforehand
 #include <iostream>
 #include <mha/mha.hpp>
 #include <thread>
