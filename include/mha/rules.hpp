@@ -80,18 +80,18 @@ concept HasAllowed = requires(const R& r, const Extent& e) {
 /// Rules with a score() say so by a member, since score() may be a template over a user's lambda.
 template <class R>
 concept HasScore = requires {
-  requires R::kModifiesScore;
+  requires std::remove_cvref_t<R>::kModifiesScore;
 };
 /// Those of them that may return -inf, which masks.
 template <class R>
 concept HasMaskingScore = HasScore<R> && requires {
-  requires R::kScoreMayMask;
+  requires std::remove_cvref_t<R>::kScoreMayMask;
 };
 /// Those with a score() over whole vectors, for scores of type T: score_lanes(Lanes<T>, extent, b,
 /// h, Lanes<int> i, Lanes<int> j).
 template <class R, class T>
 concept HasLanesScore = HasScore<R> && requires {
-  requires R::template kTakesLanes<T>;
+  requires std::remove_cvref_t<R>::template kTakesLanes<T>;
 };
 template <class R>
 concept HasOffset = requires(const R& r, const Extent& e) {
@@ -125,7 +125,7 @@ concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R>
 }  // namespace detail
 
 /// Several rules as one: every one must allow; score modifiers apply in the order written.
-/// Made by `a & b`; `Rules<>` allows everything.
+/// Made by `a & b`; `Rules<>` allows everything. Parts may be references.
 template <class... Parts>
 class Rules final : public Rule {
  public:
@@ -291,12 +291,15 @@ inline constexpr bool is_rules = false;
 template <class... Parts>
 inline constexpr bool is_rules<Rules<Parts...>> = true;
 
-/// Any rule as Rules<...>; one that is already is passed through by reference.
+/// Any rule as Rules<...>; one that is already is passed through by reference. A single rule that
+/// has a name is referred to, not copied: it may own lists or slopes.
 template <class R>
 decltype(auto) as_rules(R&& rule) {
   using Plain = std::remove_cvref_t<R>;
   if constexpr (is_rules<Plain>) {
     return std::forward<R>(rule);
+  } else if constexpr (std::is_lvalue_reference_v<R>) {
+    return Rules<const Plain&>(std::tuple<const Plain&>(rule));
   } else {
     return Rules<Plain>(std::tuple<Plain>(std::forward<R>(rule)));
   }

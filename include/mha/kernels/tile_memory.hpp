@@ -93,8 +93,8 @@ struct FewRowsMemory {
   T* s = nullptr;      ///< [rows][kKeyTile]
   T* acc = nullptr;    ///< [rows][wide value_dim]
   T* total = nullptr;
-  T* value = nullptr;  ///< [kKeyTile][wide value_dim], where V cannot be read in place
-  T* plain = nullptr;  ///< [kKeyTile][head_dim], converted keys
+  T* value = nullptr;  ///< [keys][wide value_dim], where V cannot be read in place
+  T* plain = nullptr;  ///< [keys][head_dim], converted keys
   T* lanes = nullptr;  ///< six numbers per row
   int_of<T>* begin = nullptr;
   int_of<T>* end = nullptr;
@@ -108,8 +108,9 @@ struct FewRowsMemory {
     s = arena.take<T>(rows * kKeyTile);
     acc = arena.take<T>(rows * wide);
     total = arena.take<T>(rows * wide);
-    value = arena.take<T>(kKeyTile * wide);
-    if (sizes.converts) plain = arena.take<T>(kKeyTile * sizes.head_dim);
+    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+    value = arena.take<T>(keys * wide);
+    if (sizes.converts) plain = arena.take<T>(keys * sizes.head_dim);
     lanes = arena.take<T>(6 * rows);
     begin = arena.take<int_of<T>>(rows);
     end = arena.take<int_of<T>>(rows);

@@ -105,7 +105,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
       T before[kSixteen];
       __builtin_memcpy(before, at.s, sizeof(before));
       int yes = 0;
-      for (int l = 0; l < kSixteen; ++l) yes += answers[l] ? 1 : 0;
+      for (const bool answer : answers) yes += answer ? 1 : 0;
       every_one = yes == kSixteen;
       if (!RuleSet::kModifiesScore || yes == 0) {
         for (int l = 0; l < kSixteen; ++l) {
