@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+//
+// Who allocates: every call of malloc and operator new in this program is counted. With a workspace
+// that has served a call of the same shape, attention allocates nothing; small shapes need none.
+#include <mha/attention.hpp>
+
+#include <cstdlib>
+#include <new>
+
+#include "support/matrices.hpp"
+#include "support/targets.hpp"
+
+#include "support/catch.hpp"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MHA_TEST_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MHA_TEST_SANITIZED 1
+#endif
+#endif
+
+namespace {
+
+thread_local long allocations = 0;
+
+void* counted(void* block) {
+  ++allocations;
+  return block;
+}
+
+}  // namespace
+
+// glibc's allocator by its own names. Sanitizers bring an allocator of theirs: there only operator new
+// is counted, which misses Eigen's matrices.
+#if defined(__GLIBC__) && !defined(MHA_TEST_SANITIZED)
+#define MHA_TEST_COUNTS_MALLOC 1
+extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
+void* __libc_malloc(std::size_t size);
+void* __libc_calloc(std::size_t count, std::size_t size);
+void* __libc_realloc(void* block, std::size_t size);
+void* __libc_memalign(std::size_t alignment, std::size_t size);
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
+
+void* malloc(std::size_t size) { return counted(__libc_malloc(size)); }
+void* calloc(std::size_t count, std::size_t size) { return counted(__libc_calloc(count, size)); }
+void* realloc(void* block, std::size_t size) { return counted(__libc_realloc(block, size)); }
+void* memalign(std::size_t alignment, std::size_t size) {
+  return counted(__libc_memalign(alignment, size));
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) {
+  return counted(__libc_memalign(alignment, size));
+}
+int posix_memalign(void** block, std::size_t alignment, std::size_t size) {
+  *block = counted(__libc_memalign(alignment, size));
+  return *block == nullptr ? 12 : 0;
+}
+}
+#else
+void* operator new(std::size_t size) {
+  void* const block = std::malloc(size == 0 ? 1 : size);
+  if (block == nullptr) std::abort();
+  return counted(block);
+}
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  const auto step = static_cast<std::size_t>(alignment);
+  void* const block = std::aligned_alloc(step, (size + step - 1) / step * step);
+  if (block == nullptr) std::abort();
+  return counted(block);
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+void operator delete(void* block, std::align_val_t) noexcept { std::free(block); }
+void operator delete(void* block, std::size_t, std::align_val_t) noexcept { std::free(block); }
+#endif
+
+using mha::Index;
+using mha::Lanes;
+using mha::Matrix;
+using mha::Tensor;
+using mha::test::random_tensor;
+
+namespace {
+
+/// How often f allocates.
+template <class F>
+long allocations_of(const F& f) {
+  const long before = allocations;
+  f();
+  return allocations - before;
+}
+
+template <class Scalar>
+struct Inputs {
+  Tensor<Scalar> query;
+  Tensor<Scalar> key;
+  Tensor<Scalar> value;
+  mha::AttentionResult<Scalar> result;
+
+  Inputs(Index query_len, Index kv_len, Index head_dim, Index value_dim)
+      : query(random_tensor<Scalar>({2, 4, query_len, head_dim}, 1)),
+        key(random_tensor<Scalar>({2, 2, kv_len, head_dim}, 2)),
+        value(random_tensor<Scalar>({2, 2, kv_len, value_dim}, 3)) {
+    result.output = Tensor<Scalar>({2, 4, query_len, value_dim});
+    result.weights = Tensor<mha::accumulator_t<Scalar>>({2, 4, query_len, kv_len});
+    result.lse = Tensor<mha::accumulator_t<Scalar>>({2, 4, query_len, 1});
+  }
+};
+
+/// f(rule) for every kind of rule, alone and combined.
+template <class Scalar, class F>
+void for_every_rule(const Inputs<Scalar>& x, const F& f) {
+  using Acc = mha::accumulator_t<Scalar>;
+  const Index query_len = x.query.size(2);
+  const Index kv_len = x.key.size(2);
+  const Matrix<bool> kept = mha::test::random_booleans(query_len, kv_len, 4, 0.7);
+  const Matrix<Scalar> bias = mha::test::random_matrix<Scalar>(query_len, kv_len, 5);
+  const mha::Vector<double> slopes = mha::alibi_slopes<double>(4);
+  const auto with = [&](const char* name, const auto& rule) {
+    INFO("under " << name);
+    f(rule);
+  };
+  with("no rule", mha::All{});
+  with("causal", mha::causal());
+  with("causal_lower_right", mha::causal_lower_right());
+  with("an offset per sequence", mha::causal_offset({kv_len - query_len, Index(0)}));
+  with("window", mha::window(3, 1));
+  with("a query_offset per sequence", mha::query_offset({Index(0), kv_len / 2}));
+  with("one length", mha::lengths(kv_len / 2));
+  with("a length per sequence", mha::lengths({kv_len, kv_len / 3}));
+  with("keep", mha::keep(kept));
+  with("ignore", mha::ignore(kept));
+  with("a mask that the rule owns", mha::keep(Matrix<bool>(kept)));
+  with("mask_mod", mha::mask_mod([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; }));
+  with("bias", mha::bias(bias));
+  with("scale", mha::scale(0.5F));
+  with("softcap", mha::softcap(2.0));
+  with("alibi", mha::alibi());
+  with("alibi with one slope", mha::alibi(0.5));
+  with("alibi with slopes", mha::alibi(slopes));
+  with("one sink", mha::sinks(0.5));
+  with("a sink per head", mha::sinks(slopes));
+  with("score_mod",
+       mha::score_mod([](Acc s, Index, Index, Index i, Index j) { return i == j ? s : s / 2; }));
+  with("score_mod of lanes", mha::score_mod([](Lanes<Acc> s, Index, Index, Lanes<int> i,
+                                               Lanes<int> j) { return select(i == j, s, s / 2); }));
+  with("many", mha::causal() & mha::window(900, -1) & mha::lengths({kv_len, kv_len / 3}) &
+                   mha::keep(kept) & mha::bias(bias) & mha::alibi(slopes) & mha::softcap(20.0) &
+                   mha::sinks(slopes));
+}
+
+}  // namespace
+
+TEST_CASE("the counter counts what matrices, vectors and workspaces allocate", "[allocations]") {
+#if defined(MHA_TEST_COUNTS_MALLOC)
+  CHECK(allocations_of([] { const Matrix<float> m = Matrix<float>::Zero(100, 100); }) == 1);
+#endif
+  CHECK(allocations_of([] { std::vector<int>(10).at(3) = 1; }) == 1);
+  CHECK(allocations_of([] { mha::Workspace(1000).data()[0] = std::byte{1}; }) == 1);
+  CHECK(allocations_of([] { mha::Workspace(0).size(); }) == 0);
+}
+
+TEMPLATE_TEST_CASE("with a workspace, only the first call of a shape allocates", "[allocations]",
+                   float, double, Eigen::half, Eigen::bfloat16) {
+  for (const mha::kernels::Target t : mha::test::available_targets()) {
+    INFO("on " << mha::kernels::name(t));
+    const mha::test::UsingTarget use(t);
+    for (const Index query_len : {1, 3, 4, 5, 70}) {
+      for (const Index kv_len : {70, 1100}) {
+        CAPTURE(query_len, kv_len);
+        Inputs<TestType> x(query_len, kv_len, 9, 5);
+        for_every_rule(x, [&](const auto& rule) {
+          const mha::AttentionOutputs<TestType> everything{
+              x.result.output.view(), x.result.weights.view(), x.result.lse.view()};
+          const mha::AttentionOutputs<TestType> output{.output = x.result.output.view()};
+          mha::Workspace workspace;
+          const mha::AttentionOptions options{.workspace = &workspace};
+          CHECK(allocations_of(
+                    [&] { attention_into(output, x.query, x.key, x.value, rule, options); }) <= 1);
+          CHECK(allocations_of([&] {
+                  for (const auto& outputs : {output, everything}) {
+                    attention_into(outputs, x.query, x.key, x.value, rule, options);
+                  }
+                }) == 0);
+        });
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a workspace that served a larger call serves a smaller one without allocating",
+                   "[allocations]", float, double, Eigen::half) {
+  for (const mha::kernels::Target t : mha::test::available_targets()) {
+    INFO("on " << mha::kernels::name(t));
+    const mha::test::UsingTarget use(t);
+    mha::Workspace workspace;
+    const auto attend = [&](Inputs<TestType>& x) {
+      return allocations_of([&] {
+        attention_into(x.result.output, x.query, x.key, x.value, mha::causal_lower_right(),
+                       {.workspace = &workspace});
+      });
+    };
+    Inputs<TestType> large(150, 1500, 64, 64);
+    CHECK(attend(large) == 1);
+    for (const Index query_len : {150, 65, 20, 5}) {
+      for (const Index kv_len : {1500, 1024, 129, 7}) {
+        CAPTURE(query_len, kv_len);
+        Inputs<TestType> x(query_len, kv_len, 64, 64);
+        CHECK(attend(x) == 0);
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("small shapes allocate nothing without a workspace either", "[allocations]",
+                   float, double, Eigen::half) {
+  for (const mha::kernels::Target t : mha::test::available_targets()) {
+    INFO("on " << mha::kernels::name(t));
+    const mha::test::UsingTarget use(t);
+    for (const Index query_len : {1, 2, 4, 8, 32}) {
+      for (const Index head_dim : {8, 16}) {
+        CAPTURE(query_len, head_dim);
+        Inputs<TestType> x(query_len, 32, head_dim, head_dim);
+        for_every_rule(x, [&](const auto& rule) {
+          CHECK(allocations_of(
+                    [&] { attention_into(x.result.output, x.query, x.key, x.value, rule); }) == 0);
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("attention of a matrix allocates its result and nothing else", "[allocations]") {
+  const Matrix<float> x = mha::test::random_matrix<float>(20, 16, 1);
+  for (const mha::kernels::Target t : mha::test::available_targets()) {
+    INFO("on " << mha::kernels::name(t));
+    const mha::test::UsingTarget use(t);
+#if defined(MHA_TEST_COUNTS_MALLOC)
+    CHECK(allocations_of([&] {
+            const Matrix<float> result = scaled_dot_product_attention(x, x, x, mha::causal());
+          }) == 1);
+#endif
+    CHECK(allocations_of([&] {
+            const Matrix<float> result = scaled_dot_product_attention(x, x, x, mha::causal());
+          }) <= 1);
+  }
+}
