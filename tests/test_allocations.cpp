@@ -152,11 +152,13 @@ void for_every_rule(const Inputs<Scalar>& x, const F& f) {
 
 }  // namespace
 
-TEST_CASE("the counter counts what matrices, vectors and workspaces allocate", "[allocations]") {
+TEST_CASE("the counter counts what matrices, operator new and workspaces allocate",
+          "[allocations]") {
 #if defined(MHA_TEST_COUNTS_MALLOC)
   CHECK(allocations_of([] { const Matrix<float> m = Matrix<float>::Zero(100, 100); }) == 1);
 #endif
-  CHECK(allocations_of([] { std::vector<int>(10).at(3) = 1; }) == 1);
+  // By name: a compiler may leave out a new-expression, and clang does.
+  CHECK(allocations_of([] { ::operator delete(::operator new(10)); }) == 1);
   CHECK(allocations_of([] { mha::Workspace(1000).data()[0] = std::byte{1}; }) == 1);
   CHECK(allocations_of([] { mha::Workspace(0).size(); }) == 0);
 }
