@@ -314,6 +314,7 @@ TEMPLATE_TEST_CASE("a sequence has the same bits in any batch", "[bits][batch]",
     for_every_rule([&](const auto& rule) {
       const auto attend_in = [&](const std::vector<Index>& order) {
         std::vector<Index> own;
+        own.reserve(order.size());
         for (const Index b : order)
           own.push_back(std::min(lengths[static_cast<std::size_t>(b)], run.sizes.kv_len()));
         return attend<TestType>(
