@@ -65,7 +65,7 @@ struct Product {
   /// If given: column_max[l] = max(column_max[l], entries of C's column l).
   T* column_max = nullptr;
   /// What to bring into the second-level cache on the way, for whoever comes next: strips of rows
-  /// fetch from fetch[0] and fetch[1] in turn, fetch_step further per step of the depth; each of the
+  /// fetch from fetch[0] and fetch[1] in turn, fetch_step further per two steps of the depth; each of the
   /// two moves on by fetch_strip after its turn.
   const T* fetch[2] = {nullptr, nullptr};
   Index fetch_step = 0;
