@@ -63,12 +63,13 @@ struct QueryTiles {
 
 /// Bytes that one worker needs.
 template <class T>
-std::size_t worker_bytes(const TileSizes& sizes, bool few, Index rows) {
+std::size_t worker_bytes(const TileSizes& sizes, Index few_rows, Index tiles) {
   Arena arena(nullptr);
-  if (few) {
-    FewRowsMemory<T> memory(sizes, rows, arena);
+  if (few_rows > 0) {
+    const FewRowsMemory<T> memory(sizes, few_rows, arena);
   } else {
-    QueryTileMemory<T> memory(sizes, arena);
+    const TileScratch<T> scratch(sizes, arena);
+    for (Index t = 0; t < tiles; ++t) const QueryTileMemory<T> memory(sizes, scratch, arena);
   }
   return arena.used();
 }
@@ -79,6 +80,7 @@ struct Plan {
   bool few = false;
   Index heads_per_task = 1;
   Index parts = 1;  ///< tasks per sequence and head (per key head, if few)
+  Index block = 1;  ///< query tiles of a task
   Index tasks = 0;
   Index workers = 1;
   TileSizes sizes;
@@ -103,9 +105,21 @@ struct Plan {
                         static_cast<double>(query_len) * static_cast<double>(kv_len) *
                         static_cast<double>(head_dim + value_dim);
     workers = workers_for(tasks, work, executor);
-    bytes_per_worker = worker_bytes<T>(sizes, few, heads_per_task * query_len);
+    if (!few) make_blocks(batch * num_heads);
+    bytes_per_worker = worker_bytes<T>(sizes, few ? heads_per_task * query_len : 0, block);
   }
   std::size_t bytes() const { return static_cast<std::size_t>(workers) * bytes_per_worker; }
+
+ private:
+  /// Joins tiles to blocks, as long as there are enough of them to go round evenly.
+  void make_blocks(Index heads) {
+    const Index tiles = parts;
+    block = std::min<Index>(tiles, 4);
+    while (block > 1 && workers > 1 && heads * ((tiles + block - 1) / block) < 4 * workers) --block;
+    parts = (tiles + block - 1) / block;
+    block = (tiles + parts - 1) / parts;
+    tasks = heads * parts;
+  }
 };
 
 /// The plan of a call. `Call` is detail::BatchTask.
@@ -161,13 +175,16 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
       Index h;
       Index row;
       Index count;
+      Index tile_width;
     };
     const auto start_of = [&](Index k) {
       const Index b = k / (num_heads * plan.parts);
       const Index query_len = call.extent(b).query_len;
       const QueryTiles<T> tiles(query_len);
-      const Index row = (plan.parts - 1 - k % plan.parts) * tiles.width;
-      return Start{b, k / plan.parts % num_heads, row, std::min(tiles.width, query_len - row)};
+      const Index rows = plan.block * tiles.width;
+      const Index row = (plan.parts - 1 - k % plan.parts) * rows;
+      return Start{b, k / plan.parts % num_heads, row, std::min(rows, query_len - row),
+                   tiles.width};
     };
     const bool worth_fetching = plan.sizes.kv_len * plan.sizes.head_dim >= kWorthFetching;
     share(plan.tasks, plan.workers, executor, [&](Index k, Index worker) {
@@ -183,9 +200,8 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
         next_row = std::max<Index>(following.row, 0);
       }
       Arena arena = arena_of(worker);
-      const QueryTileMemory<T> parts(plan.sizes, arena);
-      QueryTile<In, Out, T>(head, parts)
-          .run(start.row, start.count, fetches ? &next : nullptr, next_row);
+      QueryBlock<In, Out, T>(head, fetches ? &next : nullptr, next_row)
+          .run(start.row, start.count, start.tile_width, plan.sizes, arena);
     });
   }
 }

@@ -48,6 +48,19 @@ void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
   }
 }
 
+/// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
+template <class T, class In>
+MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
+                            Index to) {
+  const MatrixView<const In> rows = whole.middle_rows(from, to - from);
+  if constexpr (std::is_same_v<In, T>) {
+    return rows;
+  } else {
+    convert_rows(rows, copy, rows.cols);
+    return {copy, rows.rows, rows.cols, rows.cols, 1};
+  }
+}
+
 /// What ends a row: the factor of its weights and output, and its lse.
 template <class T>
 struct RowEnd {
@@ -84,6 +97,15 @@ struct RowEnd {
   }
 };
 
+/// Two ranges of rows to bring into the second-level cache, `step` from one row to the next in both;
+/// null: nothing.
+template <class T>
+struct Upcoming {
+  const T* first = nullptr;
+  const T* second = nullptr;
+  Index step = 0;
+};
+
 template <class In, class Out, class T>
 class QueryTile {
  public:
@@ -99,20 +121,81 @@ class QueryTile {
         unit_(head.calls.unit()),
         at_(memory) {}
 
-  /// Queries first, ..., first + count - 1; count <= kWide.
-  /// @param next        the head whose tile is computed next, null if none is; what it reads first is
-  ///                    brought closer
-  /// @param next_first  the first query of that tile
-  void run(Index first, Index count, const HeadTask<In, Out, T>* next, Index next_first) {
-    next_ = next;
-    next_first_ = next_first;
+  /// Queries first, ..., first + count - 1; 0 < count <= kWide.
+  void start(Index first, Index count) {
     first_ = first;
     count_ = count;
     groups_ = (count + kGroup - 1) / kGroup;
     pack_queries();
     find_ranges();
-    attend();
-    finish();
+    fill_minus_infinity(at_.total_max);
+    std::fill_n(at_.total_sum, groups_ * kGroup, T(0));
+  }
+
+  /// Keys that some query may see: [begin(), end()), empty if begin() >= end().
+  Index begin() const { return begin_; }
+  Index end() const { return end_; }
+
+  void start_chunk() {
+    fill_minus_infinity(at_.row_max);
+    std::fill_n(at_.row_sum, groups_ * kGroup, T(0));
+    fresh_ = true;
+  }
+
+  /// Keys max(begin(), tile), ..., min(end(), tile + kKeyTile) - 1 into the running state.
+  /// @param key, value  rows from, from + 1, ... of K and V
+  /// @param next_keys, next_queries  what is used soon
+  void absorb(Index tile, Index from, const MatrixView<const T>& key,
+              const MatrixView<const T>& value, const Upcoming<T>& next_keys,
+              const Upcoming<T>& next_queries) {
+    next_keys_ = next_keys;
+    next_queries_ = next_queries;
+    cut_segments(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+    const Index vectors = vectors_of(groups_);
+    fill_minus_infinity(at_.tile_max);
+    for (const Segment& s : segments()) {
+      score(s, key, from, tile);
+      if (s.whole && !calls_.natural_scores()) continue;  // the product has found the maxima
+      const Index lane = s.first_group * kGroup;
+      kernels_.fold_max(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
+                        vectors_of(s.end_group - s.first_group), at_.tile_max + lane,
+                        s.whole ? nullptr : at_.begin + lane, at_.end + lane, s.begin);
+    }
+    if (kernels_.raise(at_.tile_max, at_.row_max, at_.correction, vectors, unit_) && !fresh_) {
+      kernels_.rescale(at_.row_sum, 1, vectors, at_.correction);
+      kernels_.rescale(at_.acc, task_.value.cols, vectors, at_.correction);
+    }
+    for (const Segment& s : segments()) {
+      const Index lane = s.first_group * kGroup;
+      kernels_.exponentiate(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
+                            vectors_of(s.end_group - s.first_group), at_.row_max + lane,
+                            at_.row_sum + lane, unit_);
+      weigh(s, value, from, tile);
+    }
+  }
+
+  /// The chunk's state into that of the chunks before it.
+  void end_chunk() {
+    if (fresh_) zero_acc();
+    if (empty_) {  // merging with an empty state changes nothing
+      std::swap(at_.acc, at_.total);
+      std::swap(at_.row_max, at_.total_max);
+      std::swap(at_.row_sum, at_.total_sum);
+      empty_ = false;
+    } else {
+      kernels_.merge(at_.total, at_.total_max, at_.total_sum, at_.acc, at_.row_max, at_.row_sum,
+                     task_.value.cols, vectors_of(groups_), unit_);
+    }
+  }
+
+  /// Writes output, lse and weights.
+  void finish() {
+    if (empty_) {
+      std::swap(at_.acc, at_.total);
+      zero_acc();
+      std::swap(at_.acc, at_.total);
+    }
+    write_output();
   }
 
  private:
@@ -126,8 +209,9 @@ class QueryTile {
       kernels_.pack(rows.data, rows.row_stride, rows.col_stride, count_, rows.cols, factor,
                     at_.query, kWide, lanes);
     } else {
-      convert_rows(rows, at_.output, rows.cols);
-      kernels_.pack(at_.output, rows.cols, 1, count_, rows.cols, factor, at_.query, kWide, lanes);
+      convert_rows(rows, at_.scratch.output, rows.cols);
+      kernels_.pack(at_.scratch.output, rows.cols, 1, count_, rows.cols, factor, at_.query, kWide,
+                    lanes);
     }
   }
 
@@ -171,41 +255,6 @@ class QueryTile {
     }
   }
 
-  void attend() {
-    fill_minus_infinity(at_.total_max);
-    std::fill_n(at_.total_sum, groups_ * kGroup, T(0));
-    bool empty = true;
-    for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
-      start_chunk();
-      const Index stop = std::min(end_, chunk + kKeyChunk);
-      for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop;
-           tile += kKeyTile) {
-        absorb(tile, std::max(tile, begin_), std::min(tile + kKeyTile, end_));
-      }
-      if (fresh_) zero_acc();
-      if (empty) {  // merging with an empty state changes nothing
-        std::swap(at_.acc, at_.total);
-        std::swap(at_.row_max, at_.total_max);
-        std::swap(at_.row_sum, at_.total_sum);
-        empty = false;
-      } else {
-        kernels_.merge(at_.total, at_.total_max, at_.total_sum, at_.acc, at_.row_max, at_.row_sum,
-                       task_.value.cols, vectors_of(groups_), unit_);
-      }
-    }
-    if (empty) {
-      std::swap(at_.acc, at_.total);
-      zero_acc();
-      std::swap(at_.acc, at_.total);
-    }
-  }
-
-  void start_chunk() {
-    fill_minus_infinity(at_.row_max);
-    std::fill_n(at_.row_sum, groups_ * kGroup, T(0));
-    fresh_ = true;
-  }
-
   /// All lanes; as bits, which -ffast-math leaves alone.
   void fill_minus_infinity(T* lanes) const {
     T x;
@@ -224,34 +273,6 @@ class QueryTile {
       std::fill_n(at_.acc + c * kWide, groups_ * kGroup, T(0));
     }
     fresh_ = false;
-  }
-
-  /// Keys from, ..., to - 1 of the key tile at `tile` into the running state.
-  void absorb(Index tile, Index from, Index to) {
-    cut_segments(from, to);
-    const MatrixView<const T> key = rows_of(task_.key, at_.key, from, to);
-    const Index vectors = vectors_of(groups_);
-    fill_minus_infinity(at_.tile_max);
-    for (const Segment& s : segments()) {
-      score(s, key, from, tile);
-      if (s.whole && !calls_.natural_scores()) continue;  // the product has found the maxima
-      const Index lane = s.first_group * kGroup;
-      kernels_.fold_max(at_.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
-                        vectors_of(s.end_group - s.first_group), at_.tile_max + lane,
-                        s.whole ? nullptr : at_.begin + lane, at_.end + lane, s.begin);
-    }
-    if (kernels_.raise(at_.tile_max, at_.row_max, at_.correction, vectors, unit_) && !fresh_) {
-      kernels_.rescale(at_.row_sum, 1, vectors, at_.correction);
-      kernels_.rescale(at_.acc, task_.value.cols, vectors, at_.correction);
-    }
-    const MatrixView<const T> value = rows_of(task_.value, at_.value, from, to);
-    for (const Segment& s : segments()) {
-      const Index lane = s.first_group * kGroup;
-      kernels_.exponentiate(at_.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
-                            vectors_of(s.end_group - s.first_group), at_.row_max + lane,
-                            at_.row_sum + lane, unit_);
-      weigh(s, value, from, tile);
-    }
   }
 
   /// Keys that the same groups of lanes take part in.
@@ -322,23 +343,11 @@ class QueryTile {
     }
   }
 
-  /// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
-  static MatrixView<const T> rows_of(const MatrixView<const In>& whole, T* copy, Index from,
-                                     Index to) {
-    const MatrixView<const In> rows = whole.middle_rows(from, to - from);
-    if constexpr (std::is_same_v<In, T>) {
-      return rows;
-    } else {
-      convert_rows(rows, copy, rows.cols);
-      return {copy, rows.rows, rows.cols, rows.cols, 1};
-    }
-  }
-
   /// S^T of a segment, softcapped, modified and masked element by element.
   void score(const Segment& s, const MatrixView<const T>& key, Index from, Index tile) {
     const Index lane = s.first_group * kGroup;
     const Index vectors = vectors_of(s.end_group - s.first_group);
-    T* const scores = at_.s + (s.begin - tile) * kWide + lane;
+    T* const scores = at_.scratch.s + (s.begin - tile) * kWide + lane;
     Product<T> x;
     x.rows = s.end - s.begin;
     x.vectors = vectors;
@@ -351,7 +360,7 @@ class QueryTile {
     x.c = scores;
     x.c_row = kWide;
     x.fetch[0] = x.fetch[1] = x.a;
-    if (next_ != nullptr && s.end == end_) fetch_next_queries(x);
+    fetch(x, next_queries_);
     if (s.whole && !calls_.natural_scores()) x.column_max = at_.tile_max + lane;
     kernels_.product(x);
     if (!calls_.natural_scores()) return;
@@ -414,60 +423,37 @@ class QueryTile {
     x.a = value.data + (begin - from) * value.row_stride;
     x.a_row = value.col_stride;
     x.a_step = value.row_stride;
-    x.b = at_.s + (begin - tile) * kWide + lane;
+    x.b = at_.scratch.s + (begin - tile) * kWide + lane;
     x.b_step = kWide;
     x.c = at_.acc + lane;
     x.c_row = kWide;
     x.accumulate = !fresh_;
-    fetch_next_tile(begin, end, x);
+    fetch(x, next_keys_);
     kernels_.product(x);
     fresh_ = false;
   }
 
-  /// While these keys are weighed, brings the keys and values of the next tile closer, or the first
-  /// ones of the next head.
-  void fetch_next_tile(Index begin, Index end, Product<T>& x) const {
-    x.fetch[0] = x.fetch[1] = x.a;
-    if constexpr (std::is_same_v<In, T>) {
-      const bool further_tile = end + kKeyTile <= end_;
-      if (!further_tile && (next_ == nullptr || end < end_)) return;
-      const MatrixView<const T>& key = further_tile ? task_.key : next_->key;
-      const MatrixView<const T>& value = further_tile ? task_.value : next_->value;
-      if (!further_tile && key.data == task_.key.data) return;  // another tile of this head
-      if (key.row_stride != value.row_stride || key.col_stride != 1 || value.col_stride != 1 ||
-          key.cols != value.cols || key.rows < x.depth) {
-        return;
-      }
-      const Index row = further_tile ? (begin + kKeyTile) * key.row_stride : 0;
-      x.fetch[0] = key.data + row;
-      x.fetch[1] = value.data + row;
-      x.fetch_step = key.row_stride;
-      x.fetch_strip = kLine;
+  /// While a product runs, brings closer what comes next: two ranges of rows, a line of each in turn.
+  /// They move on to where the next product goes on.
+  static void fetch(Product<T>& x, Upcoming<T>& rows) {
+    if (rows.first == nullptr) {
+      x.fetch[0] = x.fetch[1] = x.a;
+      return;
     }
-  }
-
-  /// While the last keys are scored, brings the queries of the next tile closer, and the rows where
-  /// its output goes.
-  void fetch_next_queries(Product<T>& x) const {
-    if constexpr (std::is_same_v<In, T> && std::is_same_v<Out, T>) {
-      const MatrixView<const T>& query = next_->query;
-      const MatrixView<T>& output = next_->output;
-      if (query.col_stride != 1 || output.col_stride != 1 ||
-          query.row_stride != output.row_stride || query.rows < next_first_ + x.depth) {
-        return;
-      }
-      x.fetch[0] = query.data + next_first_ * query.row_stride;
-      x.fetch[1] = output.data + next_first_ * output.row_stride;
-      x.fetch_step = query.row_stride;
-      x.fetch_strip = kLine;
-    }
+    x.fetch[0] = rows.first;
+    x.fetch[1] = rows.second;
+    x.fetch_step = rows.step;
+    x.fetch_strip = kLine;
+    const Index strips = (x.rows + 5) / 6;  // at the least
+    rows.first += strips / 2 * kLine;
+    rows.second += strips / 2 * kLine;
   }
 
   /// One key whose value has an infinity or NaN. Its finite channels go the way of any other key's,
   /// so that their bits do not depend on what happens here; the others are for the lanes that may
   /// attend.
   void weigh_special(const Segment& s, const T* value, Index col_stride, Index j, Index tile) {
-    const T* const weights = at_.s + (j - tile) * kWide;
+    const T* const weights = at_.scratch.s + (j - tile) * kWide;
     const Index lane = s.first_group * kGroup;
     Product<T> x;
     x.vectors = vectors_of(s.end_group - s.first_group);
@@ -493,7 +479,7 @@ class QueryTile {
     }
   }
 
-  void finish() {
+  void write_output() {
     RowEnd<T> end{calls_.natural_scores(), false, T(0)};
     end.has_sink = calls_.sink(calls_.rules, head_.h, end.sink);
     T* const factor = at_.correction;
@@ -506,11 +492,11 @@ class QueryTile {
       kernels_.unpack(at_.total, kWide, factor, nullptr, rows.data, rows.row_stride,
                       rows.col_stride, count_, rows.cols);
     } else {
-      kernels_.unpack(at_.total, kWide, factor, nullptr, at_.output, rows.cols, 1, count_,
+      kernels_.unpack(at_.total, kWide, factor, nullptr, at_.scratch.output, rows.cols, 1, count_,
                       rows.cols);
       for (Index r = 0; r < count_; ++r) {
         for (Index c = 0; c < rows.cols; ++c) {
-          rows(r, c) = mha::detail::convert<Out>(at_.output[r * rows.cols + c]);
+          rows(r, c) = mha::detail::convert<Out>(at_.scratch.output[r * rows.cols + c]);
         }
       }
     }
@@ -519,6 +505,7 @@ class QueryTile {
 
   /// The second pass for weights: the same scores again, now that row_max and row_sum are known.
   void write_weights(const T* factor) {
+    next_queries_ = {};
     for (Index r = 0; r < count_; ++r) {
       for (Index j = 0; j < head_.extent.kv_len; ++j) task_.weights(first_ + r, j) = T(0);
     }
@@ -526,12 +513,12 @@ class QueryTile {
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
       cut_segments(from, to);
-      const MatrixView<const T> key = rows_of(task_.key, at_.key, from, to);
+      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
       for (const Segment& s : segments()) {
         score(s, key, from, tile);
         const Index lane = s.first_group * kGroup;
         const Index vectors = vectors_of(s.end_group - s.first_group);
-        T* const scores = at_.s + (s.begin - tile) * kWide + lane;
+        T* const scores = at_.scratch.s + (s.begin - tile) * kWide + lane;
         // Masks; the maxima and sums that come with it are not needed again.
         kernels_.fold_max(scores, s.end - s.begin, vectors, at_.tile_max + lane,
                           s.whole ? nullptr : at_.begin + lane, at_.end + lane, s.begin);
@@ -542,7 +529,7 @@ class QueryTile {
           if (at_.allowed[l] == 0) continue;
           const Index last = std::min<Index>(s.end, at_.end[l]);
           for (Index j = std::max<Index>(s.begin, at_.begin[l]); j < last; ++j) {
-            task_.weights(first_ + l, j) = at_.s[(j - tile) * kWide + l] * factor[l];
+            task_.weights(first_ + l, j) = at_.scratch.s[(j - tile) * kWide + l] * factor[l];
           }
         }
       }
@@ -563,16 +550,123 @@ class QueryTile {
   const Kernels<T>& kernels_;
   const RuleCalls<T>& calls_;
   const HeadTask<In, Out, T>& task_;
-  const HeadTask<In, Out, T>* next_ = nullptr;
-  Index next_first_ = 0;
+  Upcoming<T> next_keys_;
+  Upcoming<T> next_queries_;
   const T unit_;
   QueryTileMemory<T> at_;
   Index first_ = 0, count_ = 0, groups_ = 0;
   Index begin_ = 0, end_ = 0;
   bool fresh_ = true;  ///< acc holds nothing yet
-  std::array<Group, kGroups> group_{};
-  std::array<Segment, 4 * kGroups + 1> segments_{};
+  bool empty_ = true;  ///< total holds nothing yet
+  std::array<Group, kGroups> group_;
+  std::array<Segment, 4 * kGroups + 1> segments_;
   std::size_t num_segments_ = 0;
+};
+
+/// Neighbouring tiles of one head's queries that go through the keys together, so that each key tile
+/// is brought from memory once for all of them, and is there in the second-level cache by then.
+template <class In, class Out, class T>
+class QueryBlock {
+ public:
+  static constexpr Index kWide = kLanes<T>;
+  static constexpr Index kMostTiles = 4;
+
+  /// @param next        the head that is computed next, null if none is: what it reads first is
+  ///                    brought closer
+  /// @param next_first  the first query of its block
+  QueryBlock(const Head<In, Out, T>& head, const HeadTask<In, Out, T>* next, Index next_first)
+      : task_(head.task), next_(next), next_first_(next_first), head_(head) {}
+
+  /// Queries first, ..., first + count - 1, tile_width to a tile. `arena` has memory for as many
+  /// tiles as there are.
+  void run(Index first, Index count, Index tile_width, const TileSizes& sizes, Arena& arena) {
+    const TileScratch<T> scratch(sizes, arena);
+    alignas(QueryTile<In, Out, T>)
+        std::byte raw[static_cast<std::size_t>(kMostTiles) * sizeof(QueryTile<In, Out, T>)];
+    auto* const tiles = reinterpret_cast<QueryTile<In, Out, T>*>(raw);
+    const Index num_tiles = (count + tile_width - 1) / tile_width;
+    Index begin = head_.extent.kv_len;
+    end_ = 0;
+    for (Index t = 0; t < num_tiles; ++t) {
+      QueryTile<In, Out, T>& tile =
+          *new (tiles + t) QueryTile<In, Out, T>(head_, QueryTileMemory<T>(sizes, scratch, arena));
+      tile.start(first + t * tile_width, std::min(tile_width, count - t * tile_width));
+      begin = std::min(begin, tile.begin());
+      end_ = std::max(end_, tile.end());
+    }
+    for (Index chunk = begin - begin % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
+      const auto takes_part = [&](Index t, Index from, Index length) {
+        return tiles[t].begin() < from + length && tiles[t].end() > from;
+      };
+      for (Index t = 0; t < num_tiles; ++t) {
+        if (takes_part(t, chunk, kKeyChunk)) tiles[t].start_chunk();
+      }
+      const Index stop = std::min(end_, chunk + kKeyChunk);
+      for (Index j = std::max(chunk, begin - begin % kKeyTile); j < stop; j += kKeyTile) {
+        const Index from = std::max(j, begin);
+        const Index to = std::min(j + kKeyTile, end_);
+        const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
+        const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
+        Index turn = 0;
+        for (Index t = 0; t < num_tiles; ++t) {
+          if (!takes_part(t, j, kKeyTile)) continue;
+          const bool last = j + kKeyTile >= tiles[t].end();
+          tiles[t].absorb(j, from, key, value, next_keys(j, turn++),
+                          last ? next_queries(t * tile_width) : Upcoming<T>());
+        }
+      }
+      for (Index t = 0; t < num_tiles; ++t) {
+        if (takes_part(t, chunk, kKeyChunk)) tiles[t].end_chunk();
+      }
+    }
+    for (Index t = 0; t < num_tiles; ++t) tiles[t].finish();
+  }
+
+ private:
+  /// The first two tiles at each key tile fetch half of the next one each, and at the last key tile
+  /// that of the next head.
+  Upcoming<T> next_keys(Index key_tile, Index turn) const {
+    if constexpr (std::is_same_v<In, T>) {
+      const bool last = key_tile + kKeyTile >= end_;
+      if (turn >= 2 || (last && (next_ == nullptr || next_->key.data == task_.key.data))) return {};
+      const MatrixView<const T>& key = last ? next_->key : task_.key;
+      const MatrixView<const T>& value = last ? next_->value : task_.value;
+      const Index row = (last ? 0 : key_tile + kKeyTile) + turn * kKeyTile / 2;
+      return beside(key, value, row, kKeyTile / 2);
+    } else {
+      return {};
+    }
+  }
+
+  /// At its last key tile, each tile fetches its successor's queries, and where their output goes.
+  Upcoming<T> next_queries(Index row) const {
+    if constexpr (std::is_same_v<In, T> && std::is_same_v<Out, T>) {
+      if (next_ == nullptr) return {};
+      Upcoming<T> x = beside(next_->query, next_->output, next_first_ + row, kWide);
+      // A strip of 64 channels takes 32 steps: every other row of 64 first, the rest by running on
+      // past their ends.
+      if (next_->query.cols < 2 * kWide) x.step *= 2;
+      return x;
+    } else {
+      return {};
+    }
+  }
+
+  /// Rows row, ..., row + count - 1 of both, if they are there and lie alike.
+  template <class B>
+  static Upcoming<T> beside(const MatrixView<const T>& a, const B& b, Index row, Index count) {
+    if (a.rows < row + count || a.row_stride != b.row_stride || a.col_stride != 1 ||
+        b.col_stride != 1) {
+      return {};
+    }
+    return {a.data + row * a.row_stride, b.data + row * b.row_stride, a.row_stride};
+  }
+
+  const HeadTask<In, Out, T>& task_;
+  const HeadTask<In, Out, T>* next_;
+  Index next_first_;
+  const Head<In, Out, T>& head_;
+  Index end_ = 0;
 };
 
 }  // namespace mha::kernels

@@ -42,14 +42,33 @@ class Arena {
 
 inline Index round_up(Index n, Index multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-/// Where a lane is a query: see query_tile.hpp.
+/// What the tiles of a worker take in turns: see query_tile.hpp.
+template <class T>
+struct TileScratch {
+  /// Score modifiers read and write sixteen lanes from the first of any group of kLanes / 4 on.
+  static constexpr Index kBeyond = 16 - kLanes<T> / 4;
+  T* s = nullptr;       ///< panel [kKeyTile]: S^T, then P^T
+  T* key = nullptr;     ///< a converted key tile
+  T* value = nullptr;   ///< a converted value tile
+  T* output = nullptr;  ///< rows to be converted
+
+  TileScratch(const TileSizes& sizes, Arena& arena) {
+    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+    s = arena.take<T>(keys * kLanes<T> + kBeyond);
+    if (sizes.converts) {
+      key = arena.take<T>(keys * sizes.head_dim);
+      value = arena.take<T>(keys * sizes.value_dim);
+      output = arena.take<T>(kLanes<T> * std::max(sizes.head_dim, sizes.value_dim));
+    }
+  }
+};
+
+/// Where a lane is a query: the state of one tile, see query_tile.hpp.
 template <class T>
 struct QueryTileMemory {
   static constexpr Index kWide = kLanes<T>;
-  /// Score modifiers read and write sixteen lanes from the first of any group of kWide / 4 on.
-  static constexpr Index kBeyond = 16 - kWide / 4;
+  static constexpr Index kBeyond = TileScratch<T>::kBeyond;
   T* query = nullptr;  ///< panel [head_dim]: scale * Q^T
-  T* s = nullptr;      ///< panel [kKeyTile]: S^T, then P^T
   T* acc = nullptr;    ///< panel [value_dim]: the chunk's output so far, transposed
   T* total = nullptr;  ///< panel [value_dim]: that of all chunks
   T* row_max = nullptr;
@@ -61,14 +80,11 @@ struct QueryTileMemory {
   int_of<T>* begin = nullptr;
   int_of<T>* end = nullptr;
   int_of<T>* allowed = nullptr;
-  T* key = nullptr;     ///< a converted key tile
-  T* value = nullptr;   ///< a converted value tile
-  T* output = nullptr;  ///< rows to be converted
+  TileScratch<T> scratch;
 
-  QueryTileMemory(const TileSizes& sizes, Arena& arena) {
-    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+  QueryTileMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
+      : scratch(shared) {
     query = arena.take<T>(sizes.head_dim * kWide);
-    s = arena.take<T>(keys * kWide + kBeyond);
     acc = arena.take<T>(sizes.value_dim * kWide);
     total = sizes.kv_len > kKeyChunk ? arena.take<T>(sizes.value_dim * kWide) : acc;
     for (T** lane : {&row_max, &row_sum, &tile_max, &correction, &total_max, &total_sum}) {
@@ -76,11 +92,6 @@ struct QueryTileMemory {
     }
     for (int_of<T>** lane : {&begin, &end, &allowed}) {
       *lane = arena.take<int_of<T>>(kWide + kBeyond);
-    }
-    if (sizes.converts) {
-      key = arena.take<T>(keys * sizes.head_dim);
-      value = arena.take<T>(keys * sizes.value_dim);
-      output = arena.take<T>(kWide * std::max(sizes.head_dim, sizes.value_dim));
     }
   }
 };

@@ -72,7 +72,8 @@ void product_strips(Index strips, Product<T>& x) {
         multiply_add<T, R, W>(sum, a_now, a_row, b_now);
         a_now += x.a_step;
         b_now += x.b_step;
-        asm("" : "+r"(a_now), "+r"(b_now));  // pointers that move: addresses of both steps cost more
+        asm(""
+            : "+r"(a_now), "+r"(b_now));  // pointers that move: addresses of both steps cost more
       }
     }
     if (k > 0) multiply_add<T, R, W>(sum, a_now, a_row, b_now);
