@@ -48,7 +48,8 @@ class LayerPass {
 #if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
-        return kernels::makes_tokens_lanes(rows, inputs, width) ? heads : 1;
+        const auto way = kernels::way_to_project(rows, inputs, width, false);
+        return way == kernels::ProjectWay::in_place ? 1 : heads;
       };
       s.query_heads = apart(query_rows, c.embed_dim, c.num_heads, s.query_width);
       s.key_heads = apart(key_rows, c.kdim, c.kv_heads, s.key_width);

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// y = x W + b on the kernels' register tile, in one of two orientations. Either way an entry of y is
-// one chain of multiply-adds over the inputs, in order, from its bias: the same bits for any rows
-// beside it.
-//   tokens as lanes   Y^T = W^T X^T + b   x is transposed into panels of 64 tokens; W is read where it
-//                     lies, 64 of its rows at a time, one number broadcast after the other, while the
-//                     next 64 rows are fetched from memory in the order in which they lie there
-//   outputs as lanes  Y = X W + b         few tokens, or a small W: nothing is transposed, rows of W
-//                     are read as vectors
-// Measured (AVX-512, 128 tokens, 768 x 768): W copied to contiguous panels, 0.83 of the peak; tokens
-// as lanes 0.87, without the fetching 0.79, with blocks of 32 or 96 rows of W 0.85.
+// y = x W + b on the kernels' register tile, in one of three ways. In each, an entry of y is one chain
+// of multiply-adds over the inputs, in order, from its bias: the same bits for any rows beside it.
+//   panels    Y = X W + b         many tokens: 64 columns of W are copied side by side, then read as
+//             vectors by all tokens, over the whole depth while the sums stay in registers
+//   tokens    Y^T = W^T X^T + b   fewer: tokens are the lanes. x is transposed into panels of 64
+//             tokens; W is read where it lies, 96 of its rows at a time, one number broadcast after
+//             the other, while the next 96 rows are fetched in the order in which they lie there
+//   in_place  Y = X W + b         few tokens, or a small W: rows of W are read as vectors where they lie
+// Measured (AVX-512, 768 x 768, share of the multiply-add peak): panels 0.81 with 128 tokens, 0.85
+// with 256, 0.88 with 512, 0.89 with 2048; tokens 0.81, 0.80, 0.80, 0.79.
 #pragma once
 
 #include <algorithm>
@@ -37,21 +37,27 @@ struct ProjectJob {
   mha::detail::HeadColumns<Out> y;
 };
 
+enum class ProjectWay { panels, tokens, in_place };
+
 inline constexpr Index kDepthBlock = 96;      ///< rows of W that are worked through at a time
 inline constexpr Index kSmallWeight = 32768;  ///< entries: 128 KiB of floats
 inline constexpr Index kFewTokens = 16;
 inline constexpr Index kRowBlock = 96;      ///< rows of x of a task, where outputs are lanes
 inline constexpr Index kOutputBlock = 256;  ///< outputs of a task, where tokens are few
+inline constexpr Index kManyTokens = 192;   ///< from here on, copying W to panels pays
+inline constexpr Index kPanelDepth = 1024;  ///< rows of a panel of W: at most 256 KiB
+inline constexpr Index kPanelRows = 2048;   ///< tokens of a task, at the most
 
-/// Which orientation so many rows and weights of this size take.
-inline bool makes_tokens_lanes(Index rows, Index inputs, Index outputs) {
-  return rows >= kFewTokens && inputs * outputs > kSmallWeight;
+/// How so many rows and weights of this size are mapped.
+inline ProjectWay way_to_project(Index rows, Index inputs, Index outputs, bool converts) {
+  if (rows < kFewTokens || inputs * outputs <= kSmallWeight) return ProjectWay::in_place;
+  return rows < kManyTokens || converts ? ProjectWay::tokens : ProjectWay::panels;
 }
 
 /// How a projection is cut into tasks, and their memory.
 template <class T>
 struct ProjectPlan {
-  bool tokens_are_lanes;
+  ProjectWay way;
   bool converts;       ///< x or y is not rows of T, each contiguous
   Index row_block;     ///< tokens of a task
   Index output_block;  ///< outputs of a task
@@ -64,15 +70,34 @@ struct ProjectPlan {
   ProjectPlan(Index rows, Index inputs, Index outputs, Index jobs, bool with_conversion,
               const Executor& executor)
       : converts(with_conversion) {
-    tokens_are_lanes = makes_tokens_lanes(rows, inputs, outputs);
+    way = way_to_project(rows, inputs, outputs, converts);
     const double work = static_cast<double>(rows) * static_cast<double>(inputs) *
                         static_cast<double>(outputs) * static_cast<double>(jobs);
-    row_block = tokens_are_lanes ? 2 * kLanes<T> : kRowBlock;
-    row_tasks = (rows + row_block - 1) / row_block;
+    const Index panels = (outputs + kLanes<T> - 1) / kLanes<T>;
     output_block = outputs;
-    if (!tokens_are_lanes && rows < kFewTokens) output_block = std::min(outputs, kOutputBlock);
-    workers = workers_for(row_tasks * jobs * ((outputs + 63) / 64), work, executor);
-    if (tokens_are_lanes && workers > 1 && row_tasks * jobs < 4 * workers) {
+    switch (way) {
+      case ProjectWay::panels:
+        row_block = std::min(rows, kPanelRows);
+        output_block = kLanes<T>;
+        workers = workers_for((rows + kFewTokens - 1) / kFewTokens * jobs * panels, work, executor);
+        while (workers > 1 && row_block > kManyTokens &&
+               (rows + row_block - 1) / row_block * jobs * panels < 4 * workers) {
+          row_block = (row_block + 1) / 2;
+        }
+        break;
+      case ProjectWay::tokens:
+        row_block = 2 * kLanes<T>;
+        break;
+      case ProjectWay::in_place:
+        row_block = kRowBlock;
+        if (rows < kFewTokens) output_block = std::min(outputs, kOutputBlock);
+        break;
+    }
+    row_tasks = (rows + row_block - 1) / row_block;
+    if (way != ProjectWay::panels) {
+      workers = workers_for(row_tasks * jobs * panels, work, executor);
+    }
+    if (way == ProjectWay::tokens && workers > 1 && row_tasks * jobs < 4 * workers) {
       // Too few tasks to go round evenly: cut the outputs too, in whole strips of the register tile.
       const Index whole = row_tasks * jobs;
       Index pieces = (2 * workers + whole - 1) / whole;
@@ -90,23 +115,30 @@ struct ProjectPlan {
     T* x = nullptr;       ///< panels of X^T, or converted rows
     T* y = nullptr;       ///< panels of Y^T, or rows to be converted
     T* rows = nullptr;    ///< rows on their way into or out of panels
-    T* weight = nullptr;  ///< the last columns of W in whole vectors
-    T* tail = nullptr;    ///< and those of Y
+    T* weight = nullptr;  ///< a panel of W, or its last columns in whole vectors
+    T* tail = nullptr;    ///< and what they give of Y
   };
   Memory take(Arena& arena, Index inputs) const {
     constexpr Index kWide = kLanes<T>;
     Memory m;
-    if (tokens_are_lanes) {
-      m.x = arena.take<T>(2 * kWide * inputs);
-      m.y = arena.take<T>(2 * kWide * output_block);
-      if (converts) m.rows = arena.take<T>(kWide * std::max(inputs, output_block));
-    } else {
-      if (converts) {
-        m.x = arena.take<T>(row_block * inputs);
-        m.y = arena.take<T>(row_block * output_block);
-      }
-      m.weight = arena.take<T>(kDepthBlock * kWide / 4);
-      m.tail = arena.take<T>(row_block * kWide / 4);
+    switch (way) {
+      case ProjectWay::panels:
+        m.weight = arena.take<T>(std::min(inputs, kPanelDepth) * kWide);
+        m.tail = arena.take<T>(kRowBlock * kWide);
+        break;
+      case ProjectWay::tokens:
+        m.x = arena.take<T>(2 * kWide * inputs);
+        m.y = arena.take<T>(2 * kWide * output_block);
+        if (converts) m.rows = arena.take<T>(kWide * std::max(inputs, output_block));
+        break;
+      case ProjectWay::in_place:
+        if (converts) {
+          m.x = arena.take<T>(row_block * inputs);
+          m.y = arena.take<T>(row_block * output_block);
+        }
+        m.weight = arena.take<T>(kDepthBlock * kWide / 4);
+        m.tail = arena.take<T>(row_block * kWide / 4);
+        break;
     }
     return m;
   }
@@ -157,7 +189,43 @@ class ProjectTask {
     for (Index t = 0; t < tiles(); ++t) unpack(job, first_output, outputs, t);
   }
 
-  /// Outputs as lanes.
+  /// Many tokens, at most kLanes outputs. x and y are rows of T.
+  void run_panel(const Job& job, Index first_output, Index outputs) {
+    if constexpr (std::is_same_v<In, T> && std::is_same_v<Out, T>) {
+      const Index lanes = round_up(outputs, kernels_.vector_lanes);
+      const MatrixView<T> to = job.y.run_of_columns(first_output, outputs);
+      const bool direct = to.cols == lanes;
+      // Columns that do not lie together pass through memory of ours, some rows at a time. Then the
+      // sums of earlier rows of W, if it is deep, wait in y.
+      for (Index k = 0; k == 0 || k < x_.cols; k += kPanelDepth) {
+        const Index depth = std::min(kPanelDepth, x_.cols - k);
+        copy_panel(job, k, depth, first_output, outputs, lanes);
+        Product<T> p = panel_product(job, k, depth, first_output, outputs, lanes);
+        if (direct) {
+          p.rows = x_.rows;
+          p.a = x_.data + k * x_.col_stride;
+          p.c = to.data;
+          p.c_row = to.row_stride;
+          fetch_rows(p);
+          kernels_.product(p);
+          continue;
+        }
+        for (Index r = 0; r < x_.rows; r += kRowBlock) {
+          p.rows = std::min(kRowBlock, x_.rows - r);
+          p.a = x_.data + r * x_.row_stride + k * x_.col_stride;
+          p.c = at_.tail;
+          p.c_row = kWide;
+          fetch_rows(p);
+          const auto y = job.y.middle_rows(r, p.rows);
+          if (k > 0) copy_columns(y, first_output, outputs, at_.tail, false);
+          kernels_.product(p);
+          copy_columns(y, first_output, outputs, at_.tail, true);
+        }
+      }
+    }
+  }
+
+  /// Few tokens, or a small W.
   void run_in_place(const Job& job, Index first_output, Index outputs) {
     const T* x = nullptr;
     Index x_row = 0;
@@ -188,6 +256,67 @@ class ProjectTask {
   Index rows_of(Index tile) const { return std::min(kWide, x_.rows - tile * kWide); }
   Index lanes_of(Index tile) const { return round_up(rows_of(tile), kernels_.vector_lanes); }
   T* out_panel(Index tile, Index outputs) const { return at_.y + tile * outputs * kWide; }
+
+  /// Rows k, ..., k + depth - 1 of W and of the bias before them, in whole vectors.
+  void copy_panel(const Job& job, Index k, Index depth, Index first_output, Index outputs,
+                  Index lanes) {
+    const T* from = job.weight.weight + k * job.weight.row_stride + first_output;
+    T* to = at_.weight;
+    for (Index r = 0; r < depth; ++r, from += job.weight.row_stride, to += kWide) {
+      std::memcpy(to, from, static_cast<std::size_t>(outputs) * sizeof(T));
+      std::fill(to + outputs, to + lanes, T(0));
+    }
+  }
+
+  Product<T> panel_product(const Job& job, Index k, Index depth, Index first_output, Index outputs,
+                           Index lanes) {
+    Product<T> p;
+    p.vectors = lanes / kernels_.vector_lanes;
+    p.depth = depth;
+    p.a_row = x_.row_stride;
+    p.a_step = x_.col_stride;
+    p.b = at_.weight;
+    p.b_step = kWide;
+    p.accumulate = k > 0;
+    const T* const bias = bias_at(job, first_output);
+    if (k == 0 && bias != nullptr) {
+      std::memcpy(bias_.data(), bias, static_cast<std::size_t>(outputs) * sizeof(T));
+      std::fill(bias_.begin() + outputs, bias_.begin() + lanes, T(0));
+      p.start = bias_.data();
+    }
+    return p;
+  }
+
+  /// The rows of x that the strip after this one reads.
+  void fetch_rows(Product<T>& p) const {
+    p.fetch[0] = p.fetch[1] = p.a;
+    if (x_.col_stride != 1 || p.depth == 0 || x_.row_stride >= 2 * p.depth) return;
+    p.fetch[0] = p.a + 6 * x_.row_stride;
+    p.fetch[1] = p.a + 12 * x_.row_stride;
+    p.fetch_step = 12 * x_.row_stride / p.depth;
+    p.fetch_strip = 12 * x_.row_stride;
+  }
+
+  /// Between columns of y, run by run, and rows of ours.
+  static void copy_columns(const mha::detail::HeadColumns<Out>& y, Index first, Index count,
+                           T* rows, bool to_y) {
+    while (count > 0) {
+      const MatrixView<Out> run = y.run_of_columns(first, count);
+      const std::size_t bytes = static_cast<std::size_t>(run.cols) * sizeof(T);
+      for (Index r = 0; r < run.rows; ++r) {
+        Out* const there = run.data + r * run.row_stride;
+        T* const here = rows + r * kWide;
+        if (to_y) {
+          std::memcpy(there, here, bytes);
+        } else {
+          std::memcpy(here, there, bytes);
+        }
+      }
+      rows += run.cols;
+      first += run.cols;
+      count -= run.cols;
+    }
+  }
 
   void map_columns(const Job& job, const T* x, Index x_row, Index x_step, Index first_output,
                    const MatrixView<Out>& to) {
@@ -329,6 +458,7 @@ class ProjectTask {
   const MatrixView<const In> x_;
   const Memory at_;
   bool packed_;
+  alignas(kAlignment) std::array<T, std::size_t{kWide}> bias_;  ///< of a panel
 };
 
 /// Every map of every row. `memory` has plan.bytes(), the plan being that of these sizes.
@@ -354,7 +484,9 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
       const Index output = k % plan.output_tasks * plan.output_block;
       const Index outputs = std::min(plan.output_block, job.y.cols - output);
       if (outputs <= 0) continue;
-      if (plan.tokens_are_lanes) {
+      if (plan.way == ProjectWay::panels) {
+        task.run_panel(job, output, outputs);
+      } else if (plan.way == ProjectWay::tokens) {
         const Index next = k + 1 < last ? k + 1 : 0;
         task.run_transposed(job, output, outputs,
                             jobs[next / plan.output_tasks].weight.weight +

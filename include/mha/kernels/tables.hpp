@@ -46,7 +46,7 @@ struct ModifyTile {
   int_of<T>* allowed;  ///< set to nonzero for a query that may attend to a key of this tile
 };
 
-/// C[rows x lanes] = A[rows x depth] B[depth x lanes], or C += A B. Entry (r, k) of A is at
+/// C[rows x lanes] = A[rows x depth] B[depth x lanes], or C += A B, or start + A B. Entry (r, k) of A is at
 /// a[r * a_row + k * a_step]; rows of B and C are `vectors` vectors long, b_step and c_row apart.
 /// Each entry of C is one chain of multiply-adds over k, in order.
 template <class T>
@@ -62,6 +62,7 @@ struct Product {
   T* c = nullptr;
   Index c_row = 0;
   bool accumulate = false;
+  const T* start = nullptr;  ///< unless accumulating: what every row of C starts from; null: 0
   /// If given: column_max[l] = max(column_max[l], entries of C's column l).
   T* column_max = nullptr;
   /// What to bring into the second-level cache on the way, for whoever comes next: strips of rows

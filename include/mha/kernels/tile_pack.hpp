@@ -21,8 +21,12 @@ struct Chunk {
 };
 
 template <class T>
-MHA_INLINE typename Chunk<T>::Plain chunk_at(const T* p) {
+MHA_INLINE const typename Chunk<T>::Type& chunk_in(const T* p) {
   return *reinterpret_cast<const typename Chunk<T>::Type*>(p);
+}
+template <class T>
+MHA_INLINE typename Chunk<T>::Plain chunk_at(const T* p) {
+  return chunk_in(p);
 }
 
 /// The chunks at p, p + stride, ... as one vector.
@@ -37,18 +41,29 @@ MHA_INLINE Vec<T> gather_chunks(const T* p, [[maybe_unused]] Index stride) {
     return __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3);
   }
 #else
-  if constexpr (sizeof(T) == 4) {
-    const auto low =
-        __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3, 4, 5, 6, 7);
-    const auto high = __builtin_shufflevector(chunk_at(p + 2 * stride), chunk_at(p + 3 * stride), 0,
-                                              1, 2, 3, 4, 5, 6, 7);
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  } else {
-    const auto low = __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3);
-    const auto high =
-        __builtin_shufflevector(chunk_at(p + 2 * stride), chunk_at(p + 3 * stride), 0, 1, 2, 3);
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
-  }
+  // Inserts straight from memory, which leave the shuffle unit alone: compilers load all four first,
+  // and then take three shuffles to join them.
+  Vec<T> v;
+  asm("vbroadcastf32x4 %1, %0\n\t"
+      "vinsertf32x4 $1, %2, %0, %0\n\t"
+      "vinsertf32x4 $2, %3, %0, %0\n\t"
+      "vinsertf32x4 $3, %4, %0, %0"
+      : "=&v"(v)
+      : "m"(chunk_in(p)), "m"(chunk_in(p + stride)), "m"(chunk_in(p + 2 * stride)),
+        "m"(chunk_in(p + 3 * stride)));
+  return v;
+#endif
+}
+
+/// The chunk at p in every chunk of a vector.
+template <class T>
+MHA_INLINE Vec<T> repeat_chunk(const T* p) {
+#if MHA_VECTOR_BYTES == 64
+  Vec<T> v;
+  asm("vbroadcastf32x4 %1, %0" : "=v"(v) : "m"(chunk_in(p)));
+  return v;
+#else
+  return gather_chunks(p, 0);
 #endif
 }
 
@@ -124,8 +139,11 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
       for (; c + kChunk<T> <= cols; c += kChunk<T>) {
         // Vector k holds rows k, k + kChunk, ...: transposed, they are in order.
         Vec<T> v[kChunk<T>];
+        const T* from = x + r * row_stride + c;
         MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
-          v[k] = gather_chunks(x + (r + k) * row_stride + c, kChunk<T> * row_stride);
+          v[k] = gather_chunks(from, kChunk<T> * row_stride);
+          from += row_stride;
+          asm("" : "+r"(from));  // one pointer that moves, not sixteen
         }
         transpose_chunks<T>(v);
         MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
@@ -185,16 +203,48 @@ MHA_INLINE V finished(V x, V f, V o) {
   return product + o;
 }
 
+/// Channels in whole vectors, rows in whole chunks: the channels of a row together, so that whole lines
+/// are written at once.
+template <class T>
+void unpack_blocks(const T* panel, Index panel_row, const T* factor, const T* offset, T* out,
+                   Index row_stride, Index rows, Index cols) {
+  constexpr Index kCount = Simd<T>::kCount;
+  alignas(16) constexpr T kOnes[] = {1, 1, 1, 1};
+  for (Index r = 0; r < rows; r += kChunk<T>) {
+    const Vec<T> f = repeat_chunk(factor != nullptr ? factor + r : kOnes);
+    const T* from = panel + r;
+    T* const row = out + r * row_stride;
+    for (Index c = 0; c < cols; c += kCount, from += (kCount - kChunk<T>)*panel_row) {
+      const Vec<T> o = offset != nullptr ? load(offset + c) : Vec<T>{};
+      // Vector k holds channels k, k + kChunk, ... of kChunk rows: transposed, they are in order.
+      Vec<T> v[kChunk<T>];
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
+        v[k] = gather_chunks(from, kChunk<T> * panel_row) * f;
+        keep_rounding(v[k]);
+        from += panel_row;
+        asm("" : "+r"(from));  // one pointer that moves, not sixteen
+      }
+      transpose_chunks<T>(v);
+      MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) store(row + k * row_stride + c, v[k] + o);
+    }
+  }
+}
+
 /// Kernels::unpack.
 template <class T>
 void unpack(const T* panel, Index panel_row, const T* factor, const T* offset, T* out,
             Index row_stride, Index col_stride, Index rows, Index cols) {
   constexpr Index kCount = Simd<T>::kCount;
+  const Index in_blocks = col_stride == 1 ? cols - cols % kCount : 0;
+  if (in_blocks > 0) {
+    unpack_blocks(panel, panel_row, factor, offset, out, row_stride, rows - rows % kCount,
+                  in_blocks);
+  }
   Index r = 0;
   if (col_stride == 1 || row_stride == 1) {
     for (; r + kCount <= rows; r += kCount) {
       const Vec<T> f = factor != nullptr ? load(factor + r) : all(T(1));
-      Index c = 0;
+      Index c = in_blocks;
       if (col_stride == 1) {
         for (; c + kChunk<T> <= cols; c += kChunk<T>) {
           Vec<T> v[kChunk<T>];

@@ -25,7 +25,8 @@ inline constexpr Index kFetchAhead = 5;
 
 /// One step of the depth: sum[r][w] += a[r * a_row] * b[w].
 template <class T, int R, int W>
-MHA_INLINE void multiply_add(Vec<T> (&sum)[R][W], const T* a, Index a_row, const T* b) {
+MHA_INLINE void multiply_add(Vec<T> (&sum)[std::size_t{R}][std::size_t{W}], const T* a, Index a_row,
+                             const T* b) {
   constexpr int kCount = Simd<T>::kCount;
   Vec<T> row[std::size_t{W}];
   MHA_UNROLL for (int w = 0; w < W; ++w) row[w] = load(b + w * kCount);
@@ -55,8 +56,9 @@ void product_strips(Index strips, Product<T>& x) {
         asm("" : "+r"(from));  // one pointer that moves, not R * W addresses kept in memory
       }
     } else {
-      MHA_UNROLL for (int r = 0; r < R; ++r) {
-        MHA_UNROLL for (int w = 0; w < W; ++w) sum[r][w] = Vec<T>{};
+      MHA_UNROLL for (int w = 0; w < W; ++w) {
+        const Vec<T> start = x.start != nullptr ? load(x.start + w * kCount) : Vec<T>{};
+        MHA_UNROLL for (int r = 0; r < R; ++r) sum[r][w] = start;
       }
     }
     const T* a_now = a;
@@ -145,6 +147,7 @@ void product(const Product<T>& whole) {
     const Index lanes = width * Simd<T>::kCount;
     part.b += lanes;
     part.c += lanes;
+    if (part.start != nullptr) part.start += lanes;
     if (part.column_max != nullptr) part.column_max += lanes;
   }
 }
