@@ -3,7 +3,7 @@
 // Attention of few queries, as in decoding: the lanes are keys for the scores and channels for the
 // output. The rows are the query heads that share a key head (grouped queries), times their queries,
 // so that each key and value is read once for all of them.
-//     K^T            [head_dim][key]   packed, 128 keys at a time
+//     K^T            [head_dim][key]   packed, 32 keys (16 of double) at a time
 //     S = Q K^T      [row][key]
 //     P = 2^(S - row_max)
 //     O += P V       [row][channel]    V read where it lies
@@ -148,28 +148,39 @@ class FewRows {
 
   void score(Index from, Index to) {
     const Index keys = to - from;
-    const MatrixView<const In> key = key_.middle_rows(from, keys);
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
-    if constexpr (std::is_same_v<In, T>) {
-      kernels_.pack(key.data, key.row_stride, key.col_stride, keys, key.cols, T(1), at_.key,
-                    kKeyTile, lanes);
-    } else {
-      convert_rows(key, at_.plain, key.cols);
-      kernels_.pack(at_.plain, key.cols, 1, keys, key.cols, T(1), at_.key, kKeyTile, lanes);
+    // As many keys at a time as keep their transposed panel in the first-level cache.
+    constexpr Index kPanel = FewRowsMemory<T>::kPanel;
+    for (Index j = 0; j < keys; j += kPanel) {
+      const MatrixView<const In> key = key_.middle_rows(from + j, std::min(kPanel, keys - j));
+      const Index vectors = vectors_of(key.rows);
+      const T* rows = nullptr;
+      Index row_stride = key.cols;
+      Index col_stride = 1;
+      if constexpr (std::is_same_v<In, T>) {
+        rows = key.data;
+        row_stride = key.row_stride;
+        col_stride = key.col_stride;
+      } else {
+        convert_rows(key, at_.plain, key.cols);
+        rows = at_.plain;
+      }
+      kernels_.pack(rows, row_stride, col_stride, key.rows, key.cols, T(1), at_.key, kPanel,
+                    vectors * kernels_.vector_lanes);
+      Product<T> x;
+      x.rows = rows_;
+      x.vectors = vectors;
+      x.depth = key.cols;
+      x.a = at_.query;
+      x.a_row = key.cols;
+      x.a_step = 1;
+      x.b = at_.key;
+      x.b_step = kPanel;
+      x.c = at_.s + j;
+      x.c_row = kKeyTile;
+      x.fetch[0] = x.fetch[1] = x.a;
+      kernels_.product(x);
     }
-    Product<T> x;
-    x.rows = rows_;
-    x.vectors = vectors_of(keys);
-    x.depth = key.cols;
-    x.a = at_.query;
-    x.a_row = key.cols;
-    x.a_step = 1;
-    x.b = at_.key;
-    x.b_step = kKeyTile;
-    x.c = at_.s;
-    x.c_row = kKeyTile;
-    x.fetch[0] = x.fetch[1] = x.a;
-    kernels_.product(x);
     if (calls_.natural_scores()) modify(from, keys);
     for (Index r = 0; r < rows_; ++r) {
       T* const row = at_.s + r * kKeyTile;

@@ -334,26 +334,32 @@ class ProjectTask {
       y_row = outputs;
     }
     const T* const bias = bias_at(job, first_output);
-    for (Index r = 0; r < x_.rows; ++r) {
-      T* const row = y + r * y_row;
-      if (bias != nullptr) {
-        std::memcpy(row, bias, static_cast<std::size_t>(outputs) * sizeof(T));
-      } else {
-        std::fill_n(row, outputs, T(0));
-      }
-    }
     const Index whole = outputs / kernels_.vector_lanes * kernels_.vector_lanes;
     const T* const weight = job.weight.weight + first_output;
-    for (Index k = 0; k < x_.cols; k += kDepthBlock) {
-      const Index depth = std::min(kDepthBlock, x_.cols - k);
-      const T* const rows = weight + k * job.weight.row_stride;
+    for (Index k = 0; k == 0 || k < x_.cols; k += kDepthBlock) {
+      Product<T> p;
+      p.rows = x_.rows;
+      p.depth = std::min(kDepthBlock, x_.cols - k);
+      p.a = x + k * x_step;
+      p.a_row = x_row;
+      p.a_step = x_step;
+      p.accumulate = k > 0;
+      p.fetch[0] = p.fetch[1] = x;
+      p.b = weight + k * job.weight.row_stride;
+      p.b_step = job.weight.row_stride;
+      p.c = y;
+      p.c_row = y_row;
+      p.start = bias;
       for (Index c = 0; c < whole; c += kWide) {
-        multiply(x + k * x_step, x_row, x_step, rows + c, job.weight.row_stride, y + c, y_row,
-                 depth, std::min(kWide, whole - c));
+        p.vectors = std::min(kWide, whole - c) / kernels_.vector_lanes;
+        kernels_.product(p);
+        p.b += kWide;
+        p.c += kWide;
+        if (p.start != nullptr) p.start += kWide;
       }
       if (whole < outputs) {
-        last_columns(x + k * x_step, x_row, x_step, rows + whole, job.weight.row_stride, y + whole,
-                     y_row, depth, outputs - whole);
+        last_columns(p, y + whole, bias == nullptr ? nullptr : bias + whole,
+                     weight + k * job.weight.row_stride + whole, outputs - whole);
       }
     }
     if (direct) return;
@@ -423,35 +429,29 @@ class ProjectTask {
     }
   }
 
-  void multiply(const T* x, Index x_row, Index x_step, const T* weight, Index weight_row, T* y,
-                Index y_row, Index depth, Index lanes) {
-    Product<T> p;
-    p.rows = x_.rows;
-    p.vectors = lanes / kernels_.vector_lanes;
-    p.depth = depth;
-    p.a = x;
-    p.a_row = x_row;
-    p.a_step = x_step;
-    p.b = weight;
-    p.b_step = weight_row;
-    p.c = y;
-    p.c_row = y_row;
-    p.accumulate = true;
-    p.fetch[0] = p.fetch[1] = x;
-    kernels_.product(p);
-  }
-
-  /// Fewer outputs than a vector has lanes: padded by zeros, in memory of ours.
-  void last_columns(const T* x, Index x_row, Index x_step, const T* weight, Index weight_row, T* y,
-                    Index y_row, Index depth, Index cols) {
+  /// Fewer outputs than a vector has lanes: padded by zeros, in memory of ours. Otherwise as in p.
+  void last_columns(Product<T> p, T* y, const T* bias, const T* weight, Index cols) {
     const Index lanes = kernels_.vector_lanes;
-    for (Index k = 0; k < depth; ++k) {
-      std::copy_n(weight + k * weight_row, cols, at_.weight + k * lanes);
+    for (Index k = 0; k < p.depth; ++k) {
+      std::copy_n(weight + k * p.b_step, cols, at_.weight + k * lanes);
       std::fill_n(at_.weight + k * lanes + cols, lanes - cols, T(0));
     }
-    for (Index r = 0; r < x_.rows; ++r) std::copy_n(y + r * y_row, cols, at_.tail + r * lanes);
-    multiply(x, x_row, x_step, at_.weight, lanes, at_.tail, lanes, depth, lanes);
-    for (Index r = 0; r < x_.rows; ++r) std::copy_n(at_.tail + r * lanes, cols, y + r * y_row);
+    if (p.accumulate) {
+      for (Index r = 0; r < p.rows; ++r) std::copy_n(y + r * p.c_row, cols, at_.tail + r * lanes);
+    } else if (bias != nullptr) {
+      std::copy_n(bias, cols, bias_.data());
+      std::fill_n(bias_.data() + cols, lanes - cols, T(0));
+      bias = bias_.data();
+    }
+    const Index y_row = p.c_row;
+    p.vectors = 1;
+    p.b = at_.weight;
+    p.b_step = lanes;
+    p.c = at_.tail;
+    p.c_row = lanes;
+    p.start = bias;
+    kernels_.product(p);
+    for (Index r = 0; r < p.rows; ++r) std::copy_n(at_.tail + r * lanes, cols, y + r * y_row);
   }
 
   const Kernels<T>& kernels_;

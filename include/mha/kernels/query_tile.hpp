@@ -483,7 +483,9 @@ class QueryTile {
     RowEnd<T> end{calls_.natural_scores(), false, T(0)};
     end.has_sink = calls_.sink(calls_.rules, head_.h, end.sink);
     T* const factor = at_.correction;
-    for (Index l = 0; l < count_; ++l) {
+    const bool sums_only = !end.has_sink && task_.lse.data == nullptr;
+    if (sums_only) kernels_.invert(at_.total_sum, at_.allowed, factor, vectors_of(groups_));
+    for (Index l = sums_only ? count_ : 0; l < count_; ++l) {
       T* const lse = task_.lse.data == nullptr ? nullptr : &task_.lse(first_ + l, 0);
       factor[l] = end(at_.allowed[l] != 0, at_.total_max[l], at_.total_sum[l], lse);
     }

@@ -113,6 +113,9 @@ struct Kernels {
   void (*exponentiate_rows)(T* s, Index s_row, Index rows, Index keys, T* row_max, T* row_sum,
                             T* correction, T unit);
 
+  /// inverse[l] = 1 / x[l], or 0 where used[l] is 0.
+  void (*invert)(const T* x, const int_of<T>* used, T* inverse, Index vectors);
+
   /// x[r][l] *= factor[l].
   void (*rescale)(T* x, Index rows, Index vectors, const T* factor);
 

@@ -99,13 +99,14 @@ struct QueryTileMemory {
 /// Where a lane is a key or a channel: see few_rows.hpp.
 template <class T>
 struct FewRowsMemory {
-  T* query = nullptr;  ///< [rows][head_dim]: scale * Q
-  T* key = nullptr;    ///< [head_dim][kKeyTile]: K^T
-  T* s = nullptr;      ///< [rows][kKeyTile]
-  T* acc = nullptr;    ///< [rows][wide value_dim]
+  static constexpr Index kPanel = kLanes<T> / 2;  ///< keys transposed at a time (measured)
+  T* query = nullptr;                             ///< [rows][head_dim]: scale * Q
+  T* key = nullptr;                               ///< [head_dim][kPanel]: K^T
+  T* s = nullptr;                                 ///< [rows][kKeyTile]
+  T* acc = nullptr;                               ///< [rows][wide value_dim]
   T* total = nullptr;
   T* value = nullptr;  ///< [keys][wide value_dim], where V cannot be read in place
-  T* plain = nullptr;  ///< [keys][head_dim], converted keys
+  T* plain = nullptr;  ///< [kPanel][head_dim], converted keys
   T* lanes = nullptr;  ///< six numbers per row
   int_of<T>* begin = nullptr;
   int_of<T>* end = nullptr;
@@ -115,13 +116,13 @@ struct FewRowsMemory {
   FewRowsMemory(const TileSizes& sizes, Index rows, Arena& arena) {
     wide = round_up(sizes.value_dim, 64 / static_cast<Index>(sizeof(T)));
     query = arena.take<T>(rows * sizes.head_dim);
-    key = arena.take<T>(sizes.head_dim * kKeyTile);
+    key = arena.take<T>(sizes.head_dim * kPanel);
     s = arena.take<T>(rows * kKeyTile);
     acc = arena.take<T>(rows * wide);
     total = arena.take<T>(rows * wide);
     const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
     value = arena.take<T>(keys * wide);
-    if (sizes.converts) plain = arena.take<T>(keys * sizes.head_dim);
+    if (sizes.converts) plain = arena.take<T>(kPanel * sizes.head_dim);
     lanes = arena.take<T>(6 * rows);
     begin = arena.take<int_of<T>>(rows);
     end = arena.take<int_of<T>>(rows);

@@ -12,7 +12,8 @@
 namespace mha::kernels::MHA_TARGET {
 
 /// 2^x for x <= 64 (float) or 512 (double), with a relative error of at most 1.75e-7 and 1.4e-16, or
-/// 2e-7 and 1.9e-16 without fused multiply-adds (test_kernels.cpp measures it); exactly 1 at 0, exactly 0 from x = -64 (-512) downwards, NaN for
+/// 2e-7 and 1.9e-16 without fused multiply-adds (test_kernels.cpp measures it); exactly 1 at 0,
+/// exactly 0 from x = -64 (-512) downwards, NaN for
 /// NaN. x = n + r with an integer n and |r| <= 1/2: 2^n is put together as bits, 2^r is a polynomial
 /// with constant term 1, near-minimax. Weights below 2^-64 count as 0, since what they would be
 /// multiplied with and added to would soon be subnormal: a hundred times slower, for nothing.
@@ -229,6 +230,16 @@ void exponentiate_rows(T* s, Index s_row, Index rows, Index keys, T* row_max, T*
     T sum = row_sum[r];
     for (Index j = 0; j < keys; ++j) sum += s[r * s_row + j];
     row_sum[r] = sum;
+  }
+}
+
+/// Kernels::invert.
+template <class T>
+void invert(const T* x, const int_of<T>* used, T* inverse, Index vectors) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index l = 0; l < vectors * kCount; l += kCount) {
+    const IntVec<T> unused = load_int<T>(used + l) == IntVec<T>{};
+    store(inverse + l, select<T>(unused, Vec<T>{}, all<T>(1) / load(x + l)));
   }
 }
 

@@ -10,8 +10,8 @@ template <class T>
 inline constexpr Kernels<T> kTable = {Simd<T>::kCount, product<T>,      pack<T>,
                                       unpack<T>,       fill_rows<T>,    fold_max<T>,
                                       raise<T>,        exponentiate<T>, exponentiate_rows<T>,
-                                      rescale<T>,      merge<T>,        all_finite<T>,
-                                      softcap<T>};
+                                      invert<T>,       rescale<T>,      merge<T>,
+                                      all_finite<T>,   softcap<T>};
 
 }  // namespace mha::kernels::MHA_TARGET
 #endif
