@@ -241,6 +241,32 @@ TEMPLATE_TEST_CASE("any number of threads gives the same bits", "[bits][executor
   });
 }
 
+TEMPLATE_TEST_CASE("threads that share the keys of a few long rows change no bit",
+                   "[bits][executor][long]", float, double) {
+  // One key head, one or two tiles of queries: work for several threads only if each takes some of
+  // the three and four chunks of 1024 keys. The window ends within one of them.
+  const Run<TestType> few(
+      {.num_heads = 2, .past = 3300, .query_len = 3, .head_dim = 130, .value_dim = 129});
+  const Run<TestType> blocks(
+      {.num_heads = 1, .past = 2500, .query_len = 40, .head_dim = 20, .value_dim = 19});
+  for_every_rule([&](const auto& rule) {
+    for (const Run<TestType>* run : {&few, &blocks}) {
+      const auto serial = attend(*run, run->all(), rule);
+      for (const Index threads : {2, 3, 16}) {
+        CAPTURE(threads, run->sizes.query_len);
+        CountingPool pool(threads);
+        mha::Workspace workspace;
+        check_same(attend(*run, run->all(), rule, {.executor = pool, .workspace = &workspace}),
+                   serial);
+        CHECK(pool.most_workers() >= 2);
+        // Memory that holds other numbers now.
+        check_same(attend(*run, run->all(), rule, {.executor = pool, .workspace = &workspace}),
+                   serial);
+      }
+    }
+  });
+}
+
 TEMPLATE_TEST_CASE("a query has the bits of its row in a block of any size", "[bits][few]", float,
                    double) {
   // Keys reach over two chunks of 1024; 70 queries are two tiles of float and three of double.

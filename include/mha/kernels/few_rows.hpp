@@ -11,7 +11,7 @@
 // tiles and chunks: a decoded row has the bits of that row of the full run.
 #pragma once
 
-#include "mha/kernels/query_tile.hpp"
+#include "mha/kernels/head.hpp"
 
 #if MHA_KERNELS
 
@@ -44,10 +44,70 @@ class FewRows {
   }
 
   void run() {
+    start();
+    for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
+      run_chunk(chunk);
+      end_chunk();
+    }
+    finish();
+  }
+
+  void start() {
     scale_queries();
     find_ranges();
-    attend();
-    finish();
+    for (Index r = 0; r < rows_; ++r) {
+      mha::detail::set_minus_infinity(total_max_[r]);
+      total_sum_[r] = T(0);
+    }
+  }
+
+  /// Keys that some row may see: [begin(), end()), empty if begin() >= end().
+  Index begin() const { return begin_; }
+  Index end() const { return end_; }
+
+  /// All keys of a chunk.
+  void run_chunk(Index chunk) {
+    for (Index r = 0; r < rows_; ++r) {
+      mha::detail::set_minus_infinity(row_max_[r]);
+      row_sum_[r] = T(0);
+    }
+    std::fill_n(at_.acc, rows_ * at_.wide, T(0));
+    const Index stop = std::min(end_, chunk + kKeyChunk);
+    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+      absorb(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+    }
+  }
+
+  /// The chunk's state, to be merged by another task of the same rows.
+  void save(const ChunkState<T>& state) const {
+    std::copy_n(at_.acc, rows_ * at_.wide, state.acc);
+    std::copy_n(row_max_, rows_, state.row_max);
+    std::copy_n(row_sum_, rows_, state.row_sum);
+    std::copy_n(at_.allowed, rows_, state.allowed);
+  }
+  void load(const ChunkState<T>& state) {
+    std::copy_n(state.acc, rows_ * at_.wide, at_.acc);
+    std::copy_n(state.row_max, rows_, row_max_);
+    std::copy_n(state.row_sum, rows_, row_sum_);
+    for (Index r = 0; r < rows_; ++r) at_.allowed[r] |= state.allowed[r];
+  }
+
+  /// The chunk's state into that of the chunks before it.
+  void end_chunk() {
+    if (empty_) {
+      std::swap(at_.acc, at_.total);
+      std::swap(row_max_, total_max_);
+      std::swap(row_sum_, total_sum_);
+      empty_ = false;
+    } else {
+      merge_chunk();
+    }
+  }
+
+  /// Writes output, lse and weights.
+  void finish() {
+    if (empty_) std::fill_n(at_.total, rows_ * at_.wide, T(0));
+    write_output();
   }
 
  private:
@@ -88,35 +148,6 @@ class FewRows {
       begin_ = std::min(begin_, range.begin);
       end_ = std::max(end_, range.end);
     }
-  }
-
-  void attend() {
-    for (Index r = 0; r < rows_; ++r) {
-      mha::detail::set_minus_infinity(total_max_[r]);
-      total_sum_[r] = T(0);
-    }
-    bool empty = true;
-    for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
-      for (Index r = 0; r < rows_; ++r) {
-        mha::detail::set_minus_infinity(row_max_[r]);
-        row_sum_[r] = T(0);
-      }
-      std::fill_n(at_.acc, rows_ * at_.wide, T(0));
-      const Index stop = std::min(end_, chunk + kKeyChunk);
-      for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop;
-           tile += kKeyTile) {
-        absorb(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
-      }
-      if (empty) {
-        std::swap(at_.acc, at_.total);
-        std::swap(row_max_, total_max_);
-        std::swap(row_sum_, total_sum_);
-        empty = false;
-      } else {
-        merge_chunk();
-      }
-    }
-    if (empty) std::fill_n(at_.total, rows_ * at_.wide, T(0));
   }
 
   /// The kernels' merge works on lanes of state: here each row's state is spread over its lanes.
@@ -294,7 +325,7 @@ class FewRows {
     }
   }
 
-  void finish() {
+  void write_output() {
     for (Index r = 0; r < rows_; ++r) {
       const Head<In, Out, T>& head = head_of(r);
       RowEnd<T> end{calls_.natural_scores(), false, T(0)};
@@ -342,6 +373,7 @@ class FewRows {
   const Index rows_;
   FewRowsMemory<T> at_;
   T *row_max_, *row_sum_, *correction_, *total_max_, *total_sum_, *factor_;
+  bool empty_ = true;                  ///< total holds nothing yet
   Index begin_ = 0, end_ = 0;          ///< keys that some row may see
   Index all_begin_ = 0, all_end_ = 0;  ///< keys that every row may see
 };

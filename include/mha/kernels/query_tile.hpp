@@ -15,87 +15,14 @@
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1.
 #pragma once
 
-#include <array>
-#include <cmath>
 #include <cstring>
 
-#include "mha/kernels/rule_calls.hpp"
-#include "mha/kernels/tile_memory.hpp"
-#include "mha/reference.hpp"
+#include "mha/kernels/head.hpp"
+#include "mha/kernels/segments.hpp"
 
 #if MHA_KERNELS
 
 namespace mha::kernels {
-
-/// One head of one sequence, for the kernels.
-template <class In, class Out, class T>
-struct Head {
-  const Kernels<T>& kernels;
-  const RuleCalls<T>& calls;
-  Extent extent;  ///< placed
-  Index b = 0;
-  Index h = 0;
-  HeadTask<In, Out, T> task;
-};
-
-/// Element-wise conversion into memory of ours.
-template <class In, class T>
-void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
-  for (Index r = 0; r < from.rows; ++r) {
-    for (Index c = 0; c < from.cols; ++c) {
-      to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
-    }
-  }
-}
-
-/// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
-template <class T, class In>
-MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
-                            Index to) {
-  const MatrixView<const In> rows = whole.middle_rows(from, to - from);
-  if constexpr (std::is_same_v<In, T>) {
-    return rows;
-  } else {
-    convert_rows(rows, copy, rows.cols);
-    return {copy, rows.rows, rows.cols, rows.cols, 1};
-  }
-}
-
-/// What ends a row: the factor of its weights and output, and its lse.
-template <class T>
-struct RowEnd {
-  bool natural;   ///< row_max is in units of scores, not of exponents of 2
-  bool has_sink;  ///< a logit without a value
-  T sink;
-
-  /// The factor: 1 / row_sum, with the sink's share in the sum; 0 for a row that may attend to
-  /// nothing.
-  T operator()(bool seen, T row_max, T row_sum, T* lse) const {
-    T top = natural ? row_max : T(row_max * kLn2<T>);
-    T shrink(1);
-    if (has_sink && seen) {
-      if (top < sink) {
-        shrink = std::exp(top - sink);
-        row_sum = T(row_sum * shrink) + T(1);
-        top = sink;
-      } else {
-        row_sum += std::exp(sink - top);
-      }
-    }
-    if (lse != nullptr) {
-      if (!seen && has_sink) {
-        *lse = sink;
-      } else if (!seen) {
-        mha::detail::set_minus_infinity(*lse);
-      } else if (mha::detail::is_minus_infinity(top)) {
-        *lse = row_sum / row_sum;  // every allowed score is -inf, by overflow: 0 / 0, NaN
-      } else {
-        *lse = top + std::log(row_sum);
-      }
-    }
-    return seen ? shrink / row_sum : T(0);
-  }
-};
 
 /// Two ranges of rows to bring into the second-level cache, `step` from one row to the next in both;
 /// null: nothing.
@@ -110,8 +37,7 @@ template <class In, class Out, class T>
 class QueryTile {
  public:
   static constexpr Index kWide = kLanes<T>;
-  static constexpr Index kGroups = 4;
-  static constexpr Index kGroup = kWide / kGroups;  ///< lanes that take part together
+  static constexpr Index kGroup = kWide / Segments::kGroups;  ///< lanes that take part together
 
   QueryTile(const Head<In, Out, T>& head, const QueryTileMemory<T>& memory)
       : head_(head),
@@ -150,10 +76,10 @@ class QueryTile {
               const Upcoming<T>& next_queries) {
     next_keys_ = next_keys;
     next_queries_ = next_queries;
-    cut_segments(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+    segments_.cut(std::max(tile, begin_), std::min(tile + kKeyTile, end_), groups_);
     const Index vectors = vectors_of(groups_);
     fill_minus_infinity(at_.tile_max);
-    for (const Segment& s : segments()) {
+    for (const Segment& s : segments_) {
       score(s, key, from, tile);
       if (s.whole && !calls_.natural_scores()) continue;  // the product has found the maxima
       const Index lane = s.first_group * kGroup;
@@ -165,13 +91,41 @@ class QueryTile {
       kernels_.rescale(at_.row_sum, 1, vectors, at_.correction);
       kernels_.rescale(at_.acc, task_.value.cols, vectors, at_.correction);
     }
-    for (const Segment& s : segments()) {
+    for (const Segment& s : segments_) {
       const Index lane = s.first_group * kGroup;
       kernels_.exponentiate(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
                             vectors_of(s.end_group - s.first_group), at_.row_max + lane,
                             at_.row_sum + lane, unit_);
       weigh(s, value, from, tile);
     }
+  }
+
+  /// All keys of a chunk.
+  void run_chunk(Index chunk) {
+    start_chunk();
+    const Index stop = std::min(end_, chunk + kKeyChunk);
+    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+      const Index from = std::max(tile, begin_);
+      const Index to = std::min(tile + kKeyTile, end_);
+      absorb(tile, from, rows_of(task_.key, at_.scratch.key, from, to),
+             rows_of(task_.value, at_.scratch.value, from, to), {}, {});
+    }
+    if (fresh_) zero_acc();
+  }
+
+  /// The chunk's state, to be merged by another task of the same queries.
+  void save(const ChunkState<T>& state) const {
+    std::copy_n(at_.acc, task_.value.cols * kWide, state.acc);
+    std::copy_n(at_.row_max, kWide, state.row_max);
+    std::copy_n(at_.row_sum, kWide, state.row_sum);
+    std::copy_n(at_.allowed, kWide, state.allowed);
+  }
+  void load(const ChunkState<T>& state) {
+    std::copy_n(state.acc, task_.value.cols * kWide, at_.acc);
+    std::copy_n(state.row_max, kWide, at_.row_max);
+    std::copy_n(state.row_sum, kWide, at_.row_sum);
+    for (Index l = 0; l < groups_ * kGroup; ++l) at_.allowed[l] |= state.allowed[l];
+    fresh_ = false;
   }
 
   /// The chunk's state into that of the chunks before it.
@@ -222,7 +176,7 @@ class QueryTile {
       const Index lanes = groups_ * kGroup;
       begin_ = 0;
       end_ = kv_len;
-      group_.fill({0, kv_len, 0, kv_len});
+      segments_.fill({0, kv_len, 0, kv_len});
       std::fill_n(at_.allowed, lanes, int_of<T>(calls_.may_mask || kv_len == 0 ? 0 : 1));
       if (calls_.modify == nullptr && task_.weights.data == nullptr) return;
       std::fill_n(at_.begin, lanes, int_of<T>(0));
@@ -234,7 +188,7 @@ class QueryTile {
     begin_ = head_.extent.kv_len;
     end_ = 0;
     for (Index g = 0; g < groups_; ++g) {
-      Group& group = group_[static_cast<std::size_t>(g)];
+      Segments::Group& group = segments_.group(g);
       group = {head_.extent.kv_len, 0, 0, head_.extent.kv_len};
       for (Index l = g * kGroup; l < (g + 1) * kGroup; ++l) {
         const KeyRange& range = ranges[static_cast<std::size_t>(std::min(l, count_ - 1))];
@@ -273,74 +227,6 @@ class QueryTile {
       std::fill_n(at_.acc + c * kWide, groups_ * kGroup, T(0));
     }
     fresh_ = false;
-  }
-
-  /// Keys that the same groups of lanes take part in.
-  struct Segment {
-    Index begin;
-    Index end;
-    Index first_group;
-    Index end_group;
-    bool whole;  ///< every lane may attend to every key
-  };
-  struct SegmentList {
-    const Segment* first;
-    const Segment* last;
-    const Segment* begin() const { return first; }
-    const Segment* end() const { return last; }
-  };
-  SegmentList segments() const { return {segments_.data(), segments_.data() + num_segments_}; }
-
-  /// Cuts [from, to) wherever a group begins or ends, or begins or ceases to see all.
-  void cut_segments(Index from, Index to) {
-    bool everything = true;
-    for (Index g = 0; g < groups_; ++g) {
-      const Group& group = group_[static_cast<std::size_t>(g)];
-      everything = everything && group.all_begin <= from && group.all_end >= to;
-    }
-    if (everything) {
-      segments_[0] = {from, to, 0, groups_, true};
-      num_segments_ = 1;
-      return;
-    }
-    std::array<Index, 4 * kGroups + 2> cuts;
-    std::size_t n = 0;
-    cuts[n++] = from;
-    cuts[n++] = to;
-    for (Index g = 0; g < groups_; ++g) {
-      const Group& group = group_[static_cast<std::size_t>(g)];
-      for (const Index cut : {group.begin, group.end, group.all_begin, group.all_end}) {
-        if (cut > from && cut < to) cuts[n++] = cut;
-      }
-    }
-    std::sort(cuts.data(), cuts.data() + n);
-    num_segments_ = 0;
-    for (std::size_t k = 0; k + 1 < n; ++k) {
-      if (cuts[k] == cuts[k + 1]) continue;
-      Segment s{cuts[k], cuts[k + 1], groups_, 0, true};
-      for (Index g = 0; g < groups_; ++g) {
-        const Group& group = group_[static_cast<std::size_t>(g)];
-        if (group.begin > s.begin || group.end < s.end) continue;
-        s.first_group = std::min(s.first_group, g);
-        s.end_group = g + 1;
-      }
-      if (s.first_group >= s.end_group) continue;
-      // Two groups go in and out together: fewer, longer pieces (measured at the causal diagonal).
-      s.first_group -= s.first_group % 2;
-      s.end_group = std::min(groups_, s.end_group + s.end_group % 2);
-      for (Index g = s.first_group; g < s.end_group; ++g) {
-        const Group& group = group_[static_cast<std::size_t>(g)];
-        if (group.all_begin > s.begin || group.all_end < s.end) s.whole = false;
-      }
-      // Neighbours with the same lanes and the same need to compare are one.
-      Segment* const last = num_segments_ == 0 ? nullptr : &segments_[num_segments_ - 1];
-      if (last != nullptr && last->end == s.begin && last->first_group == s.first_group &&
-          last->end_group == s.end_group && last->whole == s.whole) {
-        last->end = s.end;
-      } else {
-        segments_[num_segments_++] = s;
-      }
-    }
   }
 
   /// S^T of a segment, softcapped, modified and masked element by element.
@@ -514,9 +400,9 @@ class QueryTile {
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
-      cut_segments(from, to);
+      segments_.cut(from, to, groups_);
       const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
-      for (const Segment& s : segments()) {
+      for (const Segment& s : segments_) {
         score(s, key, from, tile);
         const Index lane = s.first_group * kGroup;
         const Index vectors = vectors_of(s.end_group - s.first_group);
@@ -538,14 +424,6 @@ class QueryTile {
     }
   }
 
-  /// Keys of a lane group: [begin, end) some lane may see, [all_begin, all_end) every lane.
-  struct Group {
-    Index begin;
-    Index end;
-    Index all_begin;
-    Index all_end;
-  };
-
   static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
 
   const Head<In, Out, T>& head_;
@@ -560,115 +438,7 @@ class QueryTile {
   Index begin_ = 0, end_ = 0;
   bool fresh_ = true;  ///< acc holds nothing yet
   bool empty_ = true;  ///< total holds nothing yet
-  std::array<Group, kGroups> group_;
-  std::array<Segment, 4 * kGroups + 1> segments_;
-  std::size_t num_segments_ = 0;
-};
-
-/// Neighbouring tiles of one head's queries that go through the keys together, so that each key tile
-/// is brought from memory once for all of them, and is there in the second-level cache by then.
-template <class In, class Out, class T>
-class QueryBlock {
- public:
-  static constexpr Index kWide = kLanes<T>;
-  static constexpr Index kMostTiles = 4;
-
-  /// @param next        the head that is computed next, null if none is: what it reads first is
-  ///                    brought closer
-  /// @param next_first  the first query of its block
-  QueryBlock(const Head<In, Out, T>& head, const HeadTask<In, Out, T>* next, Index next_first)
-      : task_(head.task), next_(next), next_first_(next_first), head_(head) {}
-
-  /// Queries first, ..., first + count - 1, tile_width to a tile. `arena` has memory for as many
-  /// tiles as there are.
-  void run(Index first, Index count, Index tile_width, const TileSizes& sizes, Arena& arena) {
-    const TileScratch<T> scratch(sizes, arena);
-    alignas(QueryTile<In, Out, T>)
-        std::byte raw[static_cast<std::size_t>(kMostTiles) * sizeof(QueryTile<In, Out, T>)];
-    auto* const tiles = reinterpret_cast<QueryTile<In, Out, T>*>(raw);
-    const Index num_tiles = (count + tile_width - 1) / tile_width;
-    Index begin = head_.extent.kv_len;
-    end_ = 0;
-    for (Index t = 0; t < num_tiles; ++t) {
-      QueryTile<In, Out, T>& tile =
-          *new (tiles + t) QueryTile<In, Out, T>(head_, QueryTileMemory<T>(sizes, scratch, arena));
-      tile.start(first + t * tile_width, std::min(tile_width, count - t * tile_width));
-      begin = std::min(begin, tile.begin());
-      end_ = std::max(end_, tile.end());
-    }
-    for (Index chunk = begin - begin % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
-      const auto takes_part = [&](Index t, Index from, Index length) {
-        return tiles[t].begin() < from + length && tiles[t].end() > from;
-      };
-      for (Index t = 0; t < num_tiles; ++t) {
-        if (takes_part(t, chunk, kKeyChunk)) tiles[t].start_chunk();
-      }
-      const Index stop = std::min(end_, chunk + kKeyChunk);
-      for (Index j = std::max(chunk, begin - begin % kKeyTile); j < stop; j += kKeyTile) {
-        const Index from = std::max(j, begin);
-        const Index to = std::min(j + kKeyTile, end_);
-        const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
-        const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
-        Index turn = 0;
-        for (Index t = 0; t < num_tiles; ++t) {
-          if (!takes_part(t, j, kKeyTile)) continue;
-          const bool last = j + kKeyTile >= tiles[t].end();
-          tiles[t].absorb(j, from, key, value, next_keys(j, turn++),
-                          last ? next_queries(t * tile_width) : Upcoming<T>());
-        }
-      }
-      for (Index t = 0; t < num_tiles; ++t) {
-        if (takes_part(t, chunk, kKeyChunk)) tiles[t].end_chunk();
-      }
-    }
-    for (Index t = 0; t < num_tiles; ++t) tiles[t].finish();
-  }
-
- private:
-  /// The first two tiles at each key tile fetch half of the next one each, and at the last key tile
-  /// that of the next head.
-  Upcoming<T> next_keys(Index key_tile, Index turn) const {
-    if constexpr (std::is_same_v<In, T>) {
-      const bool last = key_tile + kKeyTile >= end_;
-      if (turn >= 2 || (last && (next_ == nullptr || next_->key.data == task_.key.data))) return {};
-      const MatrixView<const T>& key = last ? next_->key : task_.key;
-      const MatrixView<const T>& value = last ? next_->value : task_.value;
-      const Index row = (last ? 0 : key_tile + kKeyTile) + turn * kKeyTile / 2;
-      return beside(key, value, row, kKeyTile / 2);
-    } else {
-      return {};
-    }
-  }
-
-  /// At its last key tile, each tile fetches its successor's queries, and where their output goes.
-  Upcoming<T> next_queries(Index row) const {
-    if constexpr (std::is_same_v<In, T> && std::is_same_v<Out, T>) {
-      if (next_ == nullptr) return {};
-      Upcoming<T> x = beside(next_->query, next_->output, next_first_ + row, kWide);
-      // A strip of 64 channels takes 32 steps: every other row of 64 first, the rest by running on
-      // past their ends.
-      if (next_->query.cols < 2 * kWide) x.step *= 2;
-      return x;
-    } else {
-      return {};
-    }
-  }
-
-  /// Rows row, ..., row + count - 1 of both, if they are there and lie alike.
-  template <class B>
-  static Upcoming<T> beside(const MatrixView<const T>& a, const B& b, Index row, Index count) {
-    if (a.rows < row + count || a.row_stride != b.row_stride || a.col_stride != 1 ||
-        b.col_stride != 1) {
-      return {};
-    }
-    return {a.data + row * a.row_stride, b.data + row * b.row_stride, a.row_stride};
-  }
-
-  const HeadTask<In, Out, T>& task_;
-  const HeadTask<In, Out, T>* next_;
-  Index next_first_;
-  const Head<In, Out, T>& head_;
-  Index end_ = 0;
+  Segments segments_;
 };
 
 }  // namespace mha::kernels

@@ -130,4 +130,23 @@ struct FewRowsMemory {
   }
 };
 
+/// The softmax of some rows over one chunk of keys, kept until it is merged.
+template <class T>
+struct ChunkState {
+  Index lanes = 0;
+  Index width = 0;  ///< entries of acc
+  T* acc = nullptr;
+  T* row_max = nullptr;
+  T* row_sum = nullptr;
+  int_of<T>* allowed = nullptr;
+
+  ChunkState(Index rows, Index value_dim, Arena& arena) : lanes(rows) {
+    width = rows * round_up(value_dim, 64 / static_cast<Index>(sizeof(T)));
+    acc = arena.take<T>(width);
+    row_max = arena.take<T>(rows);
+    row_sum = arena.take<T>(rows);
+    allowed = arena.take<int_of<T>>(rows);
+  }
+};
+
 }  // namespace mha::kernels

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+//
+// One head of one sequence as the kernels take it: its rows, converted where they are of another type,
+// and what ends a row. What query_tile.hpp and few_rows.hpp share.
+#pragma once
+
+#include <cmath>
+
+#include "mha/kernels/rule_calls.hpp"
+#include "mha/kernels/tile_memory.hpp"
+#include "mha/reference.hpp"
+
+#if MHA_KERNELS
+
+namespace mha::kernels {
+
+/// One head of one sequence, for the kernels.
+template <class In, class Out, class T>
+struct Head {
+  const Kernels<T>& kernels;
+  const RuleCalls<T>& calls;
+  Extent extent;  ///< placed
+  Index b = 0;
+  Index h = 0;
+  HeadTask<In, Out, T> task;
+};
+
+/// Element-wise conversion into memory of ours.
+template <class In, class T>
+void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
+  for (Index r = 0; r < from.rows; ++r) {
+    for (Index c = 0; c < from.cols; ++c) {
+      to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
+    }
+  }
+}
+
+/// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
+template <class T, class In>
+MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
+                            Index to) {
+  const MatrixView<const In> rows = whole.middle_rows(from, to - from);
+  if constexpr (std::is_same_v<In, T>) {
+    return rows;
+  } else {
+    convert_rows(rows, copy, rows.cols);
+    return {copy, rows.rows, rows.cols, rows.cols, 1};
+  }
+}
+
+/// What ends a row: the factor of its weights and output, and its lse.
+template <class T>
+struct RowEnd {
+  bool natural;   ///< row_max is in units of scores, not of exponents of 2
+  bool has_sink;  ///< a logit without a value
+  T sink;
+
+  /// The factor: 1 / row_sum, with the sink's share in the sum; 0 for a row that may attend to
+  /// nothing.
+  T operator()(bool seen, T row_max, T row_sum, T* lse) const {
+    T top = natural ? row_max : T(row_max * kLn2<T>);
+    T shrink(1);
+    if (has_sink && seen) {
+      if (top < sink) {
+        shrink = std::exp(top - sink);
+        row_sum = T(row_sum * shrink) + T(1);
+        top = sink;
+      } else {
+        row_sum += std::exp(sink - top);
+      }
+    }
+    if (lse != nullptr) {
+      if (!seen && has_sink) {
+        *lse = sink;
+      } else if (!seen) {
+        mha::detail::set_minus_infinity(*lse);
+      } else if (mha::detail::is_minus_infinity(top)) {
+        *lse = row_sum / row_sum;  // every allowed score is -inf, by overflow: 0 / 0, NaN
+      } else {
+        *lse = top + std::log(row_sum);
+      }
+    }
+    return seen ? shrink / row_sum : T(0);
+  }
+};
+
+}  // namespace mha::kernels
+
+#endif  // MHA_KERNELS
