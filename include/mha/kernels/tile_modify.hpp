@@ -36,7 +36,8 @@ struct Sixteen {
   T* s;
   Index line;
   Index first;
-  Index count;  ///< of the tile, from first on
+  Index count;       ///< of the tile, from first on
+  bool to_be_noted;  ///< some query is not known yet to have an allowed key
 
   MHA_INLINE Index query(int l) const { return tile.first_query + (kQueries ? first + l : line); }
   MHA_INLINE Index key(int l) const { return tile.first_key + (kQueries ? line : first + l); }
@@ -66,6 +67,7 @@ struct Sixteen {
   }
   /// Notes which queries have a score that is not -inf, among their keys.
   MHA_INLINE void note_allowed() const {
+    if (!to_be_noted) return;
     int_of<T> any = 0;
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) {
       const auto bits = reinterpret_cast<IntVec<T> >(load(s + l));
@@ -148,17 +150,23 @@ template <class T, class RuleSet>
 MHA_RUNS_USER_CODE void modify(const void* rule_set, const ModifyTile<T>& tile) {
   const RuleSet& rules = *static_cast<const RuleSet*>(rule_set);
   if (tile.lanes_are_queries) {
-    for (Index j = 0; j < tile.keys; ++j) {
-      T* const row = tile.s + j * tile.row_stride;
-      for (Index i = 0; i < tile.queries; i += 16) {
-        modify_sixteen<T, RuleSet, true>(rules, {tile, row + i, j, i, tile.queries - i});
+    for (Index i = 0; i < tile.queries; i += kSixteen) {
+      bool to_be_noted = false;
+      for (Index l = i; l < tile.queries && l < i + kSixteen; ++l) {
+        to_be_noted = to_be_noted || tile.allowed[l] == 0;
+      }
+      T* column = tile.s + i;
+      for (Index j = 0; j < tile.keys; ++j, column += tile.row_stride) {
+        modify_sixteen<T, RuleSet, true>(rules,
+                                         {tile, column, j, i, tile.queries - i, to_be_noted});
       }
     }
   } else {
     for (Index i = 0; i < tile.queries; ++i) {
       T* const row = tile.s + i * tile.row_stride;
-      for (Index j = 0; j < tile.keys; j += 16) {
-        modify_sixteen<T, RuleSet, false>(rules, {tile, row + j, i, j, tile.keys - j});
+      for (Index j = 0; j < tile.keys; j += kSixteen) {
+        modify_sixteen<T, RuleSet, false>(
+            rules, {tile, row + j, i, j, tile.keys - j, tile.allowed[i] == 0});
       }
     }
   }
