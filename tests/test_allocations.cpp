@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 //
-// Who allocates: every call of malloc and operator new in this program is counted. With a workspace
-// that has served a call of the same shape, attention allocates nothing; small shapes need none.
+// Who allocates: every call of malloc and operator new in this program is counted, on any thread.
+// With a workspace that has served a call of the same shape, attention allocates nothing; small
+// shapes need none.
 #include <mha/attention.hpp>
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
+#include <thread>
 
 #include "support/matrices.hpp"
 #include "support/targets.hpp"
@@ -14,7 +17,7 @@
 
 namespace {
 
-thread_local long allocations = 0;
+std::atomic<long> allocations{0};
 
 void* counted(void* block) {
   ++allocations;
@@ -67,7 +70,7 @@ using mha::test::random_tensor;
 
 namespace {
 
-/// How often f allocates.
+/// How often f allocates, on all threads together.
 template <class F>
 long allocations_of(const F& f) {
   const long before = allocations;
@@ -145,6 +148,34 @@ TEST_CASE("the counter counts what matrices, operator new and workspaces allocat
   // By name: a compiler may leave out a new-expression, and clang does.
   CHECK(allocations_of([] { ::operator delete(::operator new(10)); }) == 1);
   CHECK(allocations_of([] { mha::Workspace(0).size(); }) == 0);
+  // On other threads too: one of the two tasks is done by the pool's own thread, since each waits
+  // for the other.
+  mha::ThreadPool pool(2);
+  std::atomic<int> begun{0};
+  CHECK(allocations_of([&] {
+          pool.parallel_for(2, [&](Index) {
+            for (++begun; begun < 2;) std::this_thread::yield();
+            ::operator delete(::operator new(10));
+          });
+        }) >= 2);
+}
+
+TEST_CASE("a pool's parallel_for allocates nothing, from inside its own tasks neither",
+          "[allocations][executor]") {
+  for (const Index threads : {1, 2, 3}) {
+    CAPTURE(threads);
+    mha::ThreadPool pool(threads);
+    std::atomic<Index> sum{0};
+    CHECK(allocations_of([&] {
+            for (int n = 0; n < 2000; ++n) {
+              pool.parallel_for(n % 7, [&](Index k) { sum += k; });
+            }
+            for (int n = 0; n < 50; ++n) {
+              pool.parallel_for(4,
+                                [&](Index) { pool.parallel_for(3, [&](Index k) { sum += k; }); });
+            }
+          }) == 0);
+  }
 }
 
 TEMPLATE_TEST_CASE("with a workspace, only the first call of a shape allocates", "[allocations]",
@@ -171,6 +202,30 @@ TEMPLATE_TEST_CASE("with a workspace, only the first call of a shape allocates",
                 }) == 0);
         });
       }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("with a pool too, only the first call of a shape allocates",
+                   "[allocations][executor]", float, double, Eigen::half) {
+  if (mha::test::available_targets().empty()) return;  // without kernels every call allocates
+  // Work for three threads and more, with few queries, one tile of them, and several.
+  for (const Index threads : {2, 3}) {
+    mha::ThreadPool pool(threads);
+    for (const Index query_len : {4, 30, 150}) {
+      CAPTURE(threads, query_len);
+      Inputs<TestType> x(query_len, query_len == 4 ? 1300 : 300, 40, 40);
+      for_every_rule(x, [&](const auto& rule) {
+        mha::Workspace workspace;
+        const mha::AttentionOptions options{.executor = pool, .workspace = &workspace};
+        const auto attend = [&] {
+          attention_into(x.result.output, x.query, x.key, x.value, rule, options);
+        };
+        CHECK(allocations_of(attend) <= 1);
+        CHECK(allocations_of([&] {
+                for (int n = 0; n < 3; ++n) attend();
+              }) == 0);
+      });
     }
   }
 }

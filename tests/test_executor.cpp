@@ -5,6 +5,7 @@
 #include <mha/attention.hpp>
 #include <mha/executor.hpp>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -274,6 +275,58 @@ TEST_CASE("several threads on one pool each get their own exception", "[executor
     }
   });
   CHECK(wrong == 0);
+}
+
+TEST_CASE("a call ends without a pool's threads that are busy in another", "[executor][threads]") {
+  ThreadPool pool(2);
+  std::atomic<int> inside{0};
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    pool.parallel_for(2, [&](Index) {
+      for (++inside; !over;) std::this_thread::yield();
+    });
+  });
+  while (inside < 2) std::this_thread::yield();
+  Index sum = 0;  // not atomic: nobody else is free
+  for (int n = 0; n < 100; ++n) pool.parallel_for(3, [&](Index k) { sum += k; });
+  over = true;
+  other.join();
+  CHECK(sum == 300);
+}
+
+TEST_CASE("short calls at once and inside each other, some failing, each get what is theirs",
+          "[executor][threads]") {
+  // Most helpers come when the call that wanted them is over.
+  for (const Index threads : {2, 3, 5}) {
+    ThreadPool pool(threads);
+    std::atomic<int> wrong{0};
+    at_once(3, [&](int t) {
+      for (int n = 0; n < 300; ++n) {
+        std::array<int, 5> calls{};  // not atomic: one writer each, who is done on return
+        const auto count = static_cast<Index>(n % 6);
+        const bool fails = n % 7 == t;
+        bool caught = false;
+        try {
+          pool.parallel_for(count, [&](Index k) {
+            if (n % 5 == 0) {
+              std::array<int, 3> inner{};
+              pool.parallel_for(3, [&](Index m) { ++inner[static_cast<std::size_t>(m)]; });
+              if (inner != std::array<int, 3>{1, 1, 1}) ++wrong;
+            }
+            ++calls[static_cast<std::size_t>(k)];
+            if (fails && k == count - 1) throw std::runtime_error("last");
+          });
+        } catch (const std::runtime_error&) {
+          caught = true;
+        }
+        if (caught != (fails && count > 0)) ++wrong;
+        for (Index k = 0; k < 5; ++k) {
+          if (calls[static_cast<std::size_t>(k)] != (k < count ? 1 : 0)) ++wrong;
+        }
+      }
+    });
+    CHECK(wrong == 0);
+  }
 }
 
 TEST_CASE("a pool may be used from inside its own tasks", "[executor][threads]") {

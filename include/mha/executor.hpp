@@ -16,9 +16,9 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 #endif
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <exception>
-#include <memory>
 #include <mutex>
 
 #include "mha/types.hpp"
@@ -82,12 +82,12 @@ class Executor {
 
 /// A fixed set of threads (Eigen's pool) that wait for work; the calling thread works too, so that
 /// `ThreadPool(n)` starts n - 1. Several calls may use one pool at once, also from inside its own
-/// tasks.
+/// tasks. Only its construction allocates.
 class ThreadPool {
  public:
   /// @throws std::invalid_argument if num_threads < 1
   explicit ThreadPool(Index num_threads)
-      : num_threads_(checked(num_threads)), pool_(static_cast<int>(num_threads - 1)) {}
+      : num_threads_(checked(num_threads)), threads_(static_cast<int>(num_threads - 1)) {}
 
   Index num_threads() const noexcept { return num_threads_; }
 
@@ -95,90 +95,118 @@ class ThreadPool {
   /// here when the others are done; tasks not begun by then are left out.
   template <class F>
   void parallel_for(Index count, const F& f) {
-    const auto job = std::make_shared<Job>(TaskFunction(f), count);
-    {
-      const Completion waits_even_if_schedule_throws{*job};
-      const Index helpers = std::min(num_threads_, count) - 1;
-      for (Index t = 0; t < helpers; ++t) pool_.Schedule([job] { job->work(); });
-      job->work();
+    const Index helpers = std::min(num_threads_, count) - 1;
+    if (helpers <= 0) {
+      for (Index k = 0; k < count; ++k) f(k);
+      return;
     }
-    job->rethrow_error();
+    Job job(TaskFunction(f), count);
+    {
+      const Completion waits_even_if_schedule_throws{*this, job};
+      open(job, helpers);
+      job.work();
+    }
+    job.rethrow_error();
   }
 
  private:
-  /// One parallel_for. Its tasks are taken one by one; helpers that come late find none left, which
-  /// is why nobody waits for helpers, only for tasks that were taken.
+  // A job, which is one parallel_for, lives on its caller's stack and stands in the pool's list
+  // while it is open. The threads are not sent to a job but called to help: a helper joins the oldest
+  // job that has tasks left, then the next one, and ends when there is none. Hence
+  //   - a caller waits for the helpers inside its job alone. One that begins late finds the job gone
+  //     from the list and touches nothing of it;
+  //   - a helper knows the pool alone: one pointer, which std::function keeps within itself;
+  //   - more helpers than threads are of no use, for a job meets each of them when it is free. So
+  //     what is scheduled is bounded, and Eigen's queues never fill up.
   class Job {
    public:
     Job(const TaskFunction& f, Index count) : f_(f), count_(count) {}
 
-    void work() {
-      std::unique_lock lock(mutex_);
-      while (next_ < count_) {
-        const Index k = next_++;
-        ++running_;
-        lock.unlock();
-        std::exception_ptr error = run(k);
-        lock.lock();
-        --running_;
-        if (error) {
-          error_ = error;
-          next_ = count_;
-        }
-      }
-      if (running_ == 0) done_.notify_all();
-    }
+    bool has_tasks() const { return next_ < count_; }
+    void begin_no_more() { next_ = count_; }
 
-    /// Begins no more tasks and waits for those begun.
-    void finish() {
-      std::unique_lock lock(mutex_);
-      next_ = count_;
-      done_.wait(lock, [this] { return running_ == 0; });
-    }
-    /// Hands the error over, so that no helper that ends later destroys it.
-    void rethrow_error() {
-      std::exception_ptr error;
-      {
-        const std::lock_guard lock(mutex_);
-        error = std::exchange(error_, nullptr);
-      }
-      if (error) rethrow(error);
-    }
-
-   private:
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
-    std::exception_ptr run(Index k) {
+    void work() {
       try {
-        f_(k);
+        take_tasks();
       } catch (...) {
-        return std::current_exception();
+        begin_no_more();
+        if (!failed_.exchange(true)) error_ = std::current_exception();
       }
-      return nullptr;
     }
-    [[noreturn]] static void rethrow(const std::exception_ptr& error) {
-      std::rethrow_exception(error);
+    void rethrow_error() const {
+      if (error_) std::rethrow_exception(error_);
     }
 #else
-    std::exception_ptr run(Index k) {
-      f_(k);
-      return nullptr;
-    }
-    [[noreturn]] static void rethrow(const std::exception_ptr&) { std::abort(); }
+    void work() { take_tasks(); }
+    void rethrow_error() const {}
 #endif
+
+    // Guarded by the pool's mutex:
+    Job* later = nullptr;
+    Index helpers = 0;  ///< inside
+    std::condition_variable last_left;
+
+   private:
+    void take_tasks() {
+      for (Index k = next_++; k < count_; k = next_++) f_(k);
+    }
 
     const TaskFunction f_;
     const Index count_;
-    std::mutex mutex_;  // guards what follows
-    std::condition_variable done_;
-    Index next_ = 0;
-    Index running_ = 0;
-    std::exception_ptr error_;
+    std::atomic<Index> next_{0};
+    std::atomic<bool> failed_{false};
+    std::exception_ptr error_;  ///< written by the first to fail, read when no helper is inside
   };
 
   struct Completion {
+    ThreadPool& pool;
     Job& job;
-    ~Completion() { job.finish(); }
+    ~Completion() { pool.close(job); }
   };
+
+  /// Puts the job into the list, and calls so many helpers if as many are free.
+  void open(Job& job, Index helpers) {
+    {
+      const std::lock_guard lock(mutex_);
+      *link_to(nullptr) = &job;
+      helpers = std::min(helpers, std::min(num_threads_ - 1, kMostHelpers) - helpers_);
+      helpers_ += helpers;
+    }
+    for (Index t = 0; t < helpers; ++t) threads_.Schedule([this] { help(); });
+  }
+
+  /// Takes the job out of the list and waits for the helpers inside.
+  void close(Job& job) {
+    job.begin_no_more();
+    std::unique_lock lock(mutex_);
+    *link_to(&job) = job.later;
+    job.last_left.wait(lock, [&] { return job.helpers == 0; });
+  }
+
+  void help() {
+    std::unique_lock lock(mutex_);
+    while (Job* const job = job_with_tasks()) {
+      ++job->helpers;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--job->helpers == 0) job->last_left.notify_one();  // under the lock: then the job may end
+    }
+    --helpers_;
+  }
+
+  // With the mutex held:
+  Job** link_to(const Job* job) {
+    Job** link = &oldest_;
+    while (*link != job) link = &(*link)->later;
+    return link;
+  }
+  Job* job_with_tasks() const {
+    Job* job = oldest_;
+    while (job != nullptr && !job->has_tasks()) job = job->later;
+    return job;
+  }
 
   static Index checked(Index num_threads) {
     detail::require(num_threads >= 1 && num_threads <= kMaxThreads,
@@ -188,8 +216,12 @@ class ThreadPool {
   }
 
   static constexpr Index kMaxThreads = 4096;
-  Index num_threads_;
-  Eigen::ThreadPool pool_;
+  static constexpr Index kMostHelpers = 1024;  ///< what one of Eigen's queues holds
+  const Index num_threads_;
+  std::mutex mutex_;
+  Job* oldest_ = nullptr;
+  Index helpers_ = 0;          ///< scheduled or at work
+  Eigen::ThreadPool threads_;  // last: it ends while helpers may still look into the list
 };
 
 }  // namespace mha
