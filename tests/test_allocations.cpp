@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
 // Who allocates: every call of malloc and operator new in this program is counted, on any thread.
-// With a workspace that has served a call of the same shape, attention allocates nothing; small
-// shapes need none.
-#include <mha/attention.hpp>
+// With a workspace that has served a call of the same shape, attention and the layer allocate
+// nothing; small shapes need none.
+#include <mha/mha.hpp>
 
 #include <atomic>
 #include <cstdlib>
 #include <new>
 #include <thread>
+#include <vector>
 
 #include "support/matrices.hpp"
 #include "support/targets.hpp"
@@ -267,6 +268,76 @@ TEMPLATE_TEST_CASE("small shapes allocate nothing without a workspace either", "
           CHECK(allocations_of(
                     [&] { attention_into(x.result.output, x.query, x.key, x.value, rule); }) == 0);
         });
+      }
+    }
+  }
+}
+
+namespace {
+
+/// Calls of a layer: what its rows are told, apart from executor and workspace.
+struct LayerCall {
+  const char* name;
+  mha::MultiHeadOptions options;
+};
+
+/// Every way to cut 120 rows of the query, and as many or 120 others of the context, into sequences.
+std::vector<LayerCall> layer_calls(bool rotary) {
+  std::vector<Index> positions(120);
+  for (Index i = 0; i < 120; ++i) positions[static_cast<std::size_t>(i)] = (7 * i) % 100;
+  std::vector<LayerCall> calls{
+      {"one sequence", {}},
+      {"a batch", {.batch = 4}},
+      {"sequences", {.sequences = {1, 70, 0, 40, 9}}},
+      {"sequences and kv_sequences",
+       {.sequences = {1, 70, 0, 40, 9}, .kv_sequences = {60, 20, 10, 10, 20}}},
+      {"many sequences", {.sequences = std::vector<Index>(120, 1)}},
+      {"past_len", {.sequences = {10, 70, 40}, .kv_sequences = {30, 60, 30}, .past_len = 20}}};
+  if (rotary) {
+    calls.push_back({"a first position", {.batch = 4, .positions = 5}});
+    calls.push_back({"positions", {.sequences = {1, 70, 0, 40, 9}, .positions = positions}});
+    calls.push_back({"positions and kv_positions",
+                     {.sequences = {100, 20}, .positions = positions, .kv_positions = 3}});
+  }
+  return calls;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a layer with a workspace allocates for the first call of a shape alone",
+                   "[allocations][multi_head]", float, double, Eigen::half) {
+  if (mha::test::available_targets().empty()) return;  // without kernels every call allocates
+  const auto x = mha::test::random_matrix<TestType>(120, 96, 1);
+  const auto context = mha::test::random_matrix<TestType>(120, 96, 2);
+  mha::Matrix<TestType> y(120, 96);
+  mha::ThreadPool two(2);
+  mha::ThreadPool three(3);
+  for (const bool rotary : {false, true}) {
+    for (const bool extra_keys : {false, true}) {
+      mha::MultiHeadConfig config{
+          .embed_dim = 96, .kv_heads = 2, .add_bias_kv = extra_keys, .add_zero_attn = extra_keys};
+      if (rotary) config.rotary = mha::Rotary{.pairs = mha::RotaryPairs::half, .dim = 16};
+      const mha::MultiHead<TestType, 4> layer(config);
+      for (const LayerCall& call : layer_calls(rotary)) {
+        for (const mha::Executor& executor :
+             {mha::Executor(), mha::Executor(two), mha::Executor(three)}) {
+          CAPTURE(rotary, extra_keys, call.name, executor.concurrency());
+          mha::Workspace workspace;
+          mha::MultiHeadOptions options = call.options;
+          options.executor = executor;
+          options.workspace = &workspace;
+          const auto rule = mha::causal() & mha::window(50, -1);
+          const auto cross = [&] { layer.forward_into(y, x, context, rule, options); };
+          CHECK(allocations_of(cross) <= 1);
+          CHECK(workspace.size() <= layer.workspace_bytes(120, 120, options));
+          CHECK(allocations_of([&] {
+                  for (int n = 0; n < 2; ++n) cross();
+                }) == 0);
+          if (!options.kv_sequences.empty()) continue;
+          const auto self = [&] { layer.forward_into(y, x, rule, options); };
+          self();
+          CHECK(allocations_of(self) == 0);
+        }
       }
     }
   }

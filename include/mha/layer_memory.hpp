@@ -9,6 +9,7 @@
 
 #include "mha/batch.hpp"
 #include "mha/kernels/tile_memory.hpp"
+#include "mha/rotary.hpp"
 
 namespace mha::detail {
 
@@ -27,6 +28,7 @@ class BlockMatrices {
     return {arena_.template take<Acc>(rows * stride), rows, cols, stride, 1};
   }
   Segment* segments(Index count) { return arena_.template take<Segment>(count); }
+  double* doubles(Index count) { return arena_.template take<double>(count); }
   std::byte* bytes(std::size_t count) {
     return arena_.template take<std::byte>(static_cast<Index>(count));
   }
@@ -52,12 +54,17 @@ class OwnedMatrices {
     segments_.resize(static_cast<std::size_t>(count));
     return segments_.data();
   }
+  double* doubles(Index count) {
+    doubles_.resize(static_cast<std::size_t>(count));
+    return doubles_.data();
+  }
   std::byte* bytes(std::size_t) { return nullptr; }
 
  private:
-  static constexpr std::size_t kMost = 8;
+  static constexpr std::size_t kMost = 9;
   std::vector<Matrix<Acc>> matrices_;
   std::vector<Segment> segments_;
+  std::vector<double> doubles_;
 };
 
 /// Sizes of one call.
@@ -70,7 +77,8 @@ struct LayerSizes {
   Index concat_width = 0;
   Index lse_width = 0;  ///< 0 = no lse of our own
   Index num_segments = 0;
-  Index query_heads = 1;  ///< 1 = rows of q hold all heads; else each head lies by itself
+  Index rotary_pairs = 0;  ///< of one head
+  Index query_heads = 1;   ///< 1 = rows of q hold all heads; else each head lies by itself
   Index key_heads = 1;
   Index value_heads = 1;
   Index wide_weight = 0;  ///< entries of the largest weight, if it must be widened
@@ -83,6 +91,7 @@ struct LayerMemory {
   HeadColumns<Acc> q, k, v;
   MatrixView<Acc> concat, lse;
   Segment* segments = nullptr;
+  RotaryMemory<Acc> rotary;
   Acc* wide_weight = nullptr;
   Acc* wide_bias = nullptr;
   std::byte* scratch = nullptr;
@@ -95,6 +104,8 @@ struct LayerMemory {
         concat(source.matrix(sizes.query_rows, sizes.concat_width)),
         lse(source.matrix(sizes.query_rows, sizes.lse_width)),
         segments(source.segments(sizes.num_segments)),
+        rotary{source.doubles(sizes.rotary_pairs), source.matrix(1, sizes.rotary_pairs).data,
+               source.matrix(1, sizes.rotary_pairs).data},
         wide_weight(source.matrix(1, sizes.wide_weight).data),
         wide_bias(source.matrix(1, sizes.wide_bias).data),
         scratch(source.bytes(sizes.scratch)) {}

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "mha/extra_keys.hpp"
 #include "mha/layer_memory.hpp"
@@ -45,6 +44,7 @@ class LayerPass {
     s.concat_width = c.num_heads * c.value_dim;
     s.lse_width = own_lse ? c.num_heads : 0;
     s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
+    s.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
 #if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
@@ -265,24 +265,28 @@ class LayerPass {
 
   /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k.
   void rotate(const LayerMemory<Acc>& memory, const Batch& batch, const Options& options) const {
+    const MultiHeadConfig& c = layer_.config();
     const IndexList& kv_positions =
         options.kv_positions.empty() ? options.positions : options.kv_positions;
-    const auto part = [](const IndexList& all, Index row, Index count, Index first) {
-      if (all.size() <= 1) return IndexList(all.empty() ? first : all[0]);
-      std::vector<Index> positions(static_cast<std::size_t>(count));
-      for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = all[row + i];
-      return IndexList(positions);
+    fill_frequencies(memory.rotary, c.rotary->dim, c.rotary->base);
+    // `first` is where the tokens of a sequence begin unless told otherwise.
+    const auto turn = [&](const HeadColumns<Acc>& rows, Index heads, const IndexList& positions,
+                          Index first_row, Index first) {
+      const auto position_of = [&](Index, Index i) {
+        if (positions.size() > 1) return positions[first_row + i];
+        return clamp_far(positions.empty() ? first : positions[0]) + i;
+      };
+      rotate_by_frequencies(rows.heads(heads, 1), c.rotary->dim, c.rotary->pairs, position_of,
+                            memory.rotary);
     };
-    const Index extra = layer_.config().add_bias_kv ? 1 : 0;
+    const Index extra = c.add_bias_kv ? 1 : 0;
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment_at(memory, batch, b);
       const Index own = s.kv_len - extra;
-      rotary_in_place(
-          memory.q.middle_rows(s.query_row, s.query_len).heads(layer_.config().num_heads, 1),
-          *layer_.config().rotary,
-          part(options.positions, s.query_row, s.query_len, options.past_len));
-      rotary_in_place(memory.k.middle_rows(s.key_row, own).heads(layer_.config().kv_heads, 1),
-                      *layer_.config().rotary, part(kv_positions, s.key_row - b * extra, own, 0));
+      turn(memory.q.middle_rows(s.query_row, s.query_len), c.num_heads, options.positions,
+           s.query_row, options.past_len);
+      turn(memory.k.middle_rows(s.key_row, own), c.kv_heads, kv_positions, s.key_row - b * extra,
+           0);
     }
   }
 

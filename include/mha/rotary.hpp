@@ -29,19 +29,42 @@ struct Rotary {
 
 namespace detail {
 
+/// Memory for rotating: a number per pair in each.
+template <class Acc>
+struct RotaryMemory {
+  double* frequency = nullptr;
+  Acc* cos = nullptr;  ///< of one token's angles
+  Acc* sin = nullptr;
+};
+
+/// The same from the heap.
+template <class Acc>
+class OwnedRotaryMemory {
+ public:
+  explicit OwnedRotaryMemory(Index dim)
+      : frequency_(static_cast<std::size_t>(dim / 2)),
+        cos_(frequency_.size()),
+        sin_(frequency_.size()) {}
+  RotaryMemory<Acc> memory() { return {frequency_.data(), cos_.data(), sin_.data()}; }
+
+ private:
+  std::vector<double> frequency_;
+  std::vector<Acc> cos_;
+  std::vector<Acc> sin_;
+};
+
 /// Turns the pairs of one head of one token by cos[k], sin[k]. `x` is one row.
 template <class Acc, class Scalar>
-void rotate(const MatrixView<Scalar>& x, const std::vector<Acc>& cos, const std::vector<Acc>& sin,
+void rotate(const MatrixView<Scalar>& x, const Acc* cos, const Acc* sin, Index dim,
             RotaryPairs pairs) {
-  const auto half = static_cast<Index>(cos.size());
+  const Index half = dim / 2;
   for (Index k = 0; k < half; ++k) {
     Scalar& first = x(0, pairs == RotaryPairs::half ? k : 2 * k);
     Scalar& second = x(0, pairs == RotaryPairs::half ? k + half : 2 * k + 1);
-    const auto n = static_cast<std::size_t>(k);
     const Acc x1 = convert<Acc>(first);
     const Acc x2 = convert<Acc>(second);
-    first = convert<Scalar>(Acc(Acc(cos[n] * x1) - Acc(sin[n] * x2)));
-    second = convert<Scalar>(Acc(Acc(sin[n] * x1) + Acc(cos[n] * x2)));
+    first = convert<Scalar>(Acc(Acc(cos[k] * x1) - Acc(sin[k] * x2)));
+    second = convert<Scalar>(Acc(Acc(sin[k] * x1) + Acc(cos[k] * x2)));
   }
 }
 
@@ -71,21 +94,40 @@ inline void check_positions(const char* where, const IndexList& positions, Index
           "), or one per token of each sequence (", batch * tokens, "), got ", positions.size());
 }
 
-/// Calls fill(position, cos, sin) once per token and rotates the token's heads by the result.
-template <class Scalar, class Fill>
+/// Calls fill(position) once per token, which stands at position_of(b, i), and rotates the token's
+/// heads by the cosines and sines that it has left in the memory.
+template <class Scalar, class Acc, class PositionOf, class Fill>
 void rotate_tokens(const TensorView<Scalar>& x, Index dim, RotaryPairs pairs,
-                   const IndexList& positions, const Fill& fill) {
-  using Acc = accumulator_t<Scalar>;
-  std::vector<Acc> cos(static_cast<std::size_t>(dim / 2));
-  std::vector<Acc> sin(cos.size());
+                   const PositionOf& position_of, const RotaryMemory<Acc>& memory,
+                   const Fill& fill) {
   for (Index b = 0; b < x.size(0); ++b) {
     for (Index i = 0; i < x.size(2); ++i) {
-      fill(token_position(positions, b, i, x.size(2)), cos, sin);
+      fill(position_of(b, i));
       for (Index h = 0; h < x.size(1); ++h) {
-        rotate(x.matrix(b, h).middle_rows(i, 1), cos, sin, pairs);
+        rotate(x.matrix(b, h).middle_rows(i, 1), memory.cos, memory.sin, dim, pairs);
       }
     }
   }
+}
+
+/// The frequencies of `how`, for rotate_by_frequencies().
+template <class Acc>
+void fill_frequencies(const RotaryMemory<Acc>& memory, Index dim, double base) {
+  for (Index k = 0; k < dim / 2; ++k) {
+    memory.frequency[k] = std::pow(base, -2.0 * static_cast<double>(k) / static_cast<double>(dim));
+  }
+}
+
+template <class Scalar, class Acc, class PositionOf>
+void rotate_by_frequencies(const TensorView<Scalar>& x, Index dim, RotaryPairs pairs,
+                           const PositionOf& position_of, const RotaryMemory<Acc>& memory) {
+  rotate_tokens(x, dim, pairs, position_of, memory, [&](Index position) {
+    for (Index k = 0; k < dim / 2; ++k) {
+      const double angle = static_cast<double>(position) * memory.frequency[k];
+      memory.cos[k] = convert<Acc>(std::cos(angle));
+      memory.sin[k] = convert<Acc>(std::sin(angle));
+    }
+  });
 }
 
 }  // namespace detail
@@ -103,19 +145,13 @@ void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) 
   using Acc = accumulator_t<Scalar>;
   const Index dim = detail::check_rotary("rotary", how.pairs, how.dim, view.size(3), how.base);
   detail::check_positions("rotary", positions, view.size(0), view.size(2));
-  std::vector<double> frequency;
-  for (Index k = 0; k < dim / 2; ++k) {
-    frequency.push_back(
-        std::pow(how.base, -2.0 * static_cast<double>(k) / static_cast<double>(dim)));
-  }
-  detail::rotate_tokens(view, dim, how.pairs, positions,
-                        [&](Index position, std::vector<Acc>& cos, std::vector<Acc>& sin) {
-                          for (std::size_t k = 0; k < cos.size(); ++k) {
-                            const double angle = static_cast<double>(position) * frequency[k];
-                            cos[k] = detail::convert<Acc>(std::cos(angle));
-                            sin[k] = detail::convert<Acc>(std::sin(angle));
-                          }
-                        });
+  detail::OwnedRotaryMemory<Acc> owner(dim);
+  const detail::RotaryMemory<Acc> memory = owner.memory();
+  detail::fill_frequencies(memory, dim, how.base);
+  const auto position_of = [&](Index b, Index i) {
+    return detail::token_position(positions, b, i, view.size(2));
+  };
+  detail::rotate_by_frequencies(view, dim, how.pairs, position_of, memory);
 }
 
 /// The same with angles of your own, for scaled or learned frequencies: row p of `cos` and `sin`
@@ -135,22 +171,25 @@ void rotary_in_place(T&& x, const C& cos_table, const S& sin_table, RotaryPairs 
   const Index dim = 2 * cos_table.cols();
   detail::check_rotary("rotary", pairs, dim, view.size(3));
   detail::check_positions("rotary", positions, view.size(0), view.size(2));
+  const auto position_of = [&](Index b, Index i) {
+    return detail::token_position(positions, b, i, view.size(2));
+  };
   for (Index b = 0; b < view.size(0); ++b) {
     for (Index i = 0; i < view.size(2); ++i) {
-      const Index p = detail::token_position(positions, b, i, view.size(2));
+      const Index p = position_of(b, i);
       detail::require(p >= 0 && p < cos_table.rows(),
                       "rotary: every position must have a row in the tables, got ", p, " and ",
                       cos_table.rows(), " rows");
     }
   }
-  detail::rotate_tokens(view, dim, pairs, positions,
-                        [&](Index position, std::vector<Acc>& cos, std::vector<Acc>& sin) {
-                          for (std::size_t k = 0; k < cos.size(); ++k) {
-                            const auto col = static_cast<Index>(k);
-                            cos[k] = detail::convert<Acc>(cos_table.coeff(position, col));
-                            sin[k] = detail::convert<Acc>(sin_table.coeff(position, col));
-                          }
-                        });
+  detail::OwnedRotaryMemory<Acc> owner(dim);
+  const detail::RotaryMemory<Acc> memory = owner.memory();
+  detail::rotate_tokens(view, dim, pairs, position_of, memory, [&](Index position) {
+    for (Index k = 0; k < dim / 2; ++k) {
+      memory.cos[k] = detail::convert<Acc>(cos_table.coeff(position, k));
+      memory.sin[k] = detail::convert<Acc>(sin_table.coeff(position, k));
+    }
+  });
 }
 
 /// A rotated copy of x: one head of one sequence, a token per row.

@@ -4,8 +4,10 @@
 // allocated.
 //     mha::Workspace workspace;
 //     mha::attention_into(out, q, k, v, mha::causal(), {.workspace = &workspace});
-// It grows to the largest call it has served. One call at a time may use it; a call with an executor
-// gives each of its workers a part. How much a call will need is told beforehand by
+// That holds with a ThreadPool too (what another executor allocates is its own affair) and whatever
+// the options say; lists in them, such as `sequences`, are made where you write them: keep the
+// options. It grows to the largest call it has served. One call at a time may use it; a call with an
+// executor gives each of its workers a part. How much a call will need is told beforehand by
 // attention_workspace_bytes() and MultiHead::workspace_bytes().
 #pragma once
 
