@@ -100,6 +100,8 @@ class Grid {
 
   const Scalar& operator()(Index b, Index h, Index i, Index j) const { return view_(b, h, i, j); }
 
+  const std::array<Index, 4>& sizes() const { return view_.sizes; }
+
   void check(const CallExtent& call, const char* rule) const {
     const std::array<Index, 4> wanted{call.batch, call.num_heads, call.query_len, call.kv_len};
     constexpr std::array<const char*, 4> names{"batch", "num_heads", "query_len", "kv_len"};

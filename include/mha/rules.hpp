@@ -14,6 +14,10 @@
 //            and, to be called with whole vectors where scores are of type T (lanes.hpp):
 //   Lanes<T> score_lanes(Lanes<T> score, extent, b, h, Lanes<int> i, Lanes<int> j)
 //            with  template <class T> static constexpr bool kTakesLanes = true;
+//            in the backward pass (gradient.hpp), unless it only adds to the score
+//            (static constexpr bool kAdditiveScore = true;):
+//   Scalar   score_gradient(score, grad, extent, b, h, i, j)   grad times d score() / d score
+//            with  static constexpr bool kHasScoreGradient = true;
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call
@@ -92,6 +96,21 @@ concept HasMaskingScore = HasScore<R> && requires {
 template <class R, class T>
 concept HasLanesScore = HasScore<R> && requires {
   requires std::remove_cvref_t<R>::template kTakesLanes<T>;
+};
+/// Those of them that the backward pass leaves alone: the derivative by the score is 1.
+template <class R>
+concept HasAdditiveScore = HasScore<R> && requires {
+  requires std::remove_cvref_t<R>::kAdditiveScore;
+};
+/// Those with a score_gradient().
+template <class R>
+concept HasScoreGradient = HasScore<R> && requires {
+  requires std::remove_cvref_t<R>::kHasScoreGradient;
+};
+/// Those that collect a gradient of their own numbers there.
+template <class R>
+concept CollectsGradient = requires {
+  requires std::remove_cvref_t<R>::kCollectsGradient;
 };
 template <class R>
 concept HasOffset = requires(const R& r, const Extent& e) {
@@ -228,6 +247,30 @@ class Rules final : public Rule {
     return s;
   }
 
+  /// Scores pass through the backward pass as they are: nothing but sums.
+  static constexpr bool kAdditiveScore =
+      ((!detail::HasScore<Parts> || detail::HasAdditiveScore<Parts>)&&...);
+  /// Some rule collects the gradient of its own numbers.
+  static constexpr bool kCollectsGradient = (detail::CollectsGradient<Parts> || ...);
+
+  /// The gradient of the score before these rules, from that of the score after them.
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& extent, Index b, Index h,
+                        Index i, Index j) const {
+    return undo_from<0>(s, grad, extent, b, h, i, j);
+  }
+
+  /// The gradient of head h's sink, to whoever collects it.
+  template <class Scalar>
+  void collect_sink_gradient(Index h, const Scalar& grad) const {
+    each([&](const auto& part) {
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (detail::HasSink<Part> && detail::CollectsGradient<Part>) {
+        part.collect(h, grad);
+      }
+    });
+  }
+
   /// The factor of query * key^T: scale() if given, else 1 / sqrt(head_dim).
   template <class Scalar>
   Scalar scale(Index head_dim) const {
@@ -273,6 +316,32 @@ class Rules final : public Rule {
   }
 
  private:
+  /// The chain rule, last rule first: each is asked at the score that it was given.
+  template <std::size_t kPart, class Scalar>
+  Scalar undo_from(const Scalar& s, const Scalar& grad, const Extent& extent, Index b, Index h,
+                   Index i, Index j) const {
+    if constexpr (kPart == sizeof...(Parts)) {
+      return grad;
+    } else {
+      const auto& part = std::get<kPart>(parts_);
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (detail::HasScore<Part>) {
+        static_assert(detail::HasScoreGradient<Part> || detail::HasAdditiveScore<Part>,
+                      "mha: this rule cannot be differentiated: it needs score_gradient (with "
+                      "kHasScoreGradient), or kAdditiveScore if it only adds to the score");
+        const Scalar grad_after = undo_from<kPart + 1, Scalar>(part.score(s, extent, b, h, i, j),
+                                                               grad, extent, b, h, i, j);
+        if constexpr (detail::HasScoreGradient<Part>) {
+          return part.score_gradient(s, grad_after, extent, b, h, i, j);
+        } else {
+          return grad_after;
+        }
+      } else {
+        return undo_from<kPart + 1, Scalar>(s, grad, extent, b, h, i, j);
+      }
+    }
+  }
+
   template <class F>
   void each(F&& f) const {
     std::apply([&](const auto&... part) { (f(part), ...); }, parts_);

@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "mha/dual.hpp"
 #include "mha/floating.hpp"
 #include "mha/mask.hpp"
 
@@ -45,6 +46,7 @@ template <class T>
 class Bias : public Rule {
  public:
   static constexpr bool kModifiesScore = true;
+  static constexpr bool kAdditiveScore = true;
 
   explicit Bias(detail::Grid<T> grid) : grid_(std::move(grid)) {}
   void check(const CallExtent& call) const { grid_.check(call, "bias(m)"); }
@@ -91,6 +93,85 @@ template <class M>
   return Bias<T>(detail::make_grid(std::forward<M>(m)));
 }
 
+namespace detail {
+
+/// Where the gradient of a grid's numbers is summed up: the axes as Grid has them.
+template <class G>
+auto gradient_view(G& gradient) {
+  auto view = tensor_view(gradient);
+  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
+                "mha: a gradient must not be const");
+  if constexpr (EigenDense<G>) {
+    if (G::IsVectorAtCompileTime && G::ColsAtCompileTime == 1) {
+      std::swap(view.sizes[2], view.sizes[3]);
+      std::swap(view.strides[2], view.strides[3]);
+    }
+  }
+  for (std::size_t axis = 0; axis < 4; ++axis) {
+    if (view.sizes[axis] == 1) view.strides[axis] = 0;
+  }
+  return view;
+}
+
+/// The entry of head h of a list with one for all, or one per head.
+template <class G>
+struct PerHead {
+  G* sums;
+  Index size;
+
+  template <class Scalar>
+  void add(Index h, const Scalar& grad) const {
+    G& sum = sums[size == 1 ? 0 : h];
+    sum = convert<G>(Scalar(convert<Scalar>(sum) + grad));
+  }
+};
+
+template <class G>
+PerHead<typename G::Scalar> per_head(const char* rule, G& gradient, Index size) {
+  static_assert(G::IsVectorAtCompileTime, "mha: the gradient must be a vector");
+  require(gradient.size() == size, rule, ": the gradient must have ", size, " entries, got ",
+          gradient.size());
+  return {gradient.data(), size};
+}
+
+}  // namespace detail
+
+/// bias(m, gradient).
+template <class T, class G>
+class LearnedBias : public Bias<T> {
+ public:
+  static constexpr bool kAdditiveScore = false;
+  static constexpr bool kHasScoreGradient = true;
+  static constexpr bool kCollectsGradient = true;
+
+  LearnedBias(detail::Grid<T> grid, const TensorView<G>& gradient)
+      : Bias<T>(std::move(grid)), gradient_(gradient) {}
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& /*s*/, const Scalar& grad, const Extent& /*extent*/, Index b,
+                        Index h, Index i, Index j) const {
+    G& sum = gradient_(b, h, i, j);
+    sum = detail::convert<G>(Scalar(detail::convert<Scalar>(sum) + grad));
+    return grad;
+  }
+
+ private:
+  TensorView<G> gradient_;
+};
+
+/// bias(m), learned: attention_backward() adds the gradient of m to `gradient`. An axis of size 1
+/// collects the sum of all that it serves. Calls that collect gradients of rules are computed by the
+/// calling thread.
+/// @param gradient  of m's shape, in memory that outlives the rule; set it to zero beforehand
+/// @throws std::invalid_argument if the two differ in shape
+template <class M, class G>
+[[nodiscard]] auto bias(M&& m, G& gradient) {
+  using T = detail::grid_scalar_t<M>;
+  auto grid = detail::make_grid(std::forward<M>(m));
+  const auto sums = detail::gradient_view(gradient);
+  detail::require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape");
+  return LearnedBias<T, std::remove_pointer_t<decltype(sums.data)>>(std::move(grid), sums);
+}
+
 /// The slope of head h of num_heads by the rule of ALiBi: with n the largest power of two <=
 /// num_heads, the first n heads have 2^(-8 (h + 1) / n), the rest every other slope of 2n heads.
 /// Source: Press, Smith, Lewis 2022, arXiv:2108.12409, section 3 and the authors' code.
@@ -116,6 +197,7 @@ template <class T>
 class Alibi : public Rule {
  public:
   static constexpr bool kModifiesScore = true;
+  static constexpr bool kAdditiveScore = true;
 
   /// No slopes: those of alibi_slope() for the head count of the call.
   explicit Alibi(Vector<T> slopes) : slopes_(std::move(slopes)) {}
@@ -131,9 +213,7 @@ class Alibi : public Rule {
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& extent, Index /*b*/, Index h, Index i,
                Index j) const {
-    const Index ahead = i + extent.kv_len - extent.query_len - j;
-    const auto distance = detail::convert<Scalar>(static_cast<double>(ahead < 0 ? -ahead : ahead));
-    return s - Scalar(slope<Scalar>(extent, h) * distance);
+    return s - Scalar(slope<Scalar>(extent, h) * distance<Scalar>(extent, i, j));
   }
   template <class Scalar>
   static constexpr bool kTakesLanes = true;
@@ -142,6 +222,13 @@ class Alibi : public Rule {
                             const Lanes<int>& i, const Lanes<int>& j) const {
     const int shift = static_cast<int>(extent.kv_len - extent.query_len);
     return s - slope<Scalar>(extent, h) * abs(i + shift - j);
+  }
+
+ protected:
+  template <class Scalar>
+  static Scalar distance(const Extent& extent, Index i, Index j) {
+    const Index ahead = i + extent.kv_len - extent.query_len - j;
+    return detail::convert<Scalar>(static_cast<double>(ahead < 0 ? -ahead : ahead));
   }
 
  private:
@@ -178,6 +265,41 @@ template <class T>
   }
 }
 
+/// alibi(slopes, gradient).
+template <class T, class G>
+class LearnedAlibi : public Alibi<T> {
+ public:
+  static constexpr bool kAdditiveScore = false;
+  static constexpr bool kHasScoreGradient = true;
+  static constexpr bool kCollectsGradient = true;
+
+  LearnedAlibi(Vector<T> slopes, const detail::PerHead<G>& gradient)
+      : Alibi<T>(std::move(slopes)), gradient_(gradient) {}
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& /*s*/, const Scalar& grad, const Extent& extent, Index /*b*/,
+                        Index h, Index i, Index j) const {
+    gradient_.add(h, Scalar(-Scalar(grad * this->template distance<Scalar>(extent, i, j))));
+    return grad;
+  }
+
+ private:
+  detail::PerHead<G> gradient_;
+};
+
+/// alibi(slopes), learned: attention_backward() adds the slopes' gradient to `gradient`, as with
+/// bias(m, gradient).
+template <EigenDense S, EigenDense G>
+[[nodiscard]] auto alibi(const S& slopes, G& gradient) {
+  static_assert(S::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
+  detail::require(slopes.size() >= 1, "alibi: there must be at least one slope, got ",
+                  slopes.size());
+  using T = typename S::Scalar;
+  Vector<T> all(slopes.size());
+  for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
+  return LearnedAlibi<T, typename G::Scalar>(std::move(all),
+                                             detail::per_head("alibi", gradient, slopes.size()));
+}
+
 namespace detail {
 
 /// Is F a function over Lanes<T>? Asked by its signature alone: a generic lambda is not one, since
@@ -197,8 +319,19 @@ class ScoreFunction : public Rule {
  public:
   static constexpr bool kModifiesScore = true;
   static constexpr bool kScoreMayMask = true;
+  static constexpr bool kHasScoreGradient = true;
 
   explicit ScoreFunction(F f) : f_(std::move(f)) {}
+  /// By a dual number through f.
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
+                        Index h, Index i, Index j) const {
+    static_assert(std::is_invocable_v<const F&, Dual<Scalar>, Index, Index, Index, Index>,
+                  "mha::score_mod: to be differentiated the function must take any number as its "
+                  "score, [](auto score, ...), or come with its derivative: score_mod(f, df)");
+    const Dual<Scalar> score(f_(Dual<Scalar>(s, Scalar(1)), b, h, i, j));
+    return Scalar(grad * score.slope);
+  }
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& extent, Index b, Index h, Index i, Index j) const {
     if constexpr (detail::TakesLanes<F, Scalar>) {
@@ -229,6 +362,28 @@ class ScoreFunction : public Rule {
 template <class F>
 [[nodiscard]] auto score_mod(F f) {
   return ScoreFunction<F>(std::move(f));
+}
+
+/// score_mod(f, df).
+template <class F, class DF>
+class DifferentiableScoreFunction : public ScoreFunction<F> {
+ public:
+  DifferentiableScoreFunction(F f, DF df) : ScoreFunction<F>(std::move(f)), df_(std::move(df)) {}
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
+                        Index h, Index i, Index j) const {
+    return Scalar(grad * static_cast<Scalar>(df_(s, b, h, i, j)));
+  }
+
+ private:
+  DF df_;
+};
+
+/// The same with its derivative for the backward pass: df(score, b, h, i, j) = d f / d score. Without
+/// it, a generic function, [](auto score, ...), is differentiated by a dual number.
+template <class F, class DF>
+[[nodiscard]] auto score_mod(F f, DF df) {
+  return DifferentiableScoreFunction<F, DF>(std::move(f), std::move(df));
 }
 
 /// sinks(logits).
@@ -266,6 +421,35 @@ template <class T>
   } else {
     return Sinks<T>(Vector<T>::Constant(1, logits));
   }
+}
+
+/// sinks(logits, gradient).
+template <class T, class G>
+class LearnedSinks : public Sinks<T> {
+ public:
+  static constexpr bool kCollectsGradient = true;
+
+  LearnedSinks(Vector<T> logits, const detail::PerHead<G>& gradient)
+      : Sinks<T>(std::move(logits)), gradient_(gradient) {}
+  template <class Scalar>
+  void collect(Index h, const Scalar& grad) const {
+    gradient_.add(h, grad);
+  }
+
+ private:
+  detail::PerHead<G> gradient_;
+};
+
+/// sinks(logits), learned: attention_backward() adds the logits' gradient to `gradient`, as with
+/// bias(m, gradient).
+template <EigenDense S, EigenDense G>
+[[nodiscard]] auto sinks(const S& logits, G& gradient) {
+  static_assert(S::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
+  using T = typename S::Scalar;
+  Vector<T> all(logits.size());
+  for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
+  return LearnedSinks<T, typename G::Scalar>(std::move(all),
+                                             detail::per_head("sinks", gradient, logits.size()));
 }
 
 }  // namespace mha

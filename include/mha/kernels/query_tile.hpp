@@ -152,7 +152,7 @@ class QueryTile {
     write_output();
   }
 
- private:
+ protected:
   Index vectors_of(Index groups) const { return groups * (kGroup / kernels_.vector_lanes); }
 
   void pack_queries() {
@@ -252,6 +252,10 @@ class QueryTile {
     if (!calls_.natural_scores()) return;
     if (calls_.softcap > T(0)) {
       kernels_.softcap(scores, s.end - s.begin, kWide, vectors, calls_.softcap);
+    }
+    if (capped_ != nullptr) {
+      T* const copy = capped_ + (s.begin - tile) * kWide + lane;
+      std::copy_n(scores, (s.end - s.begin - 1) * kWide + vectors * kernels_.vector_lanes, copy);
     }
     if (calls_.modify == nullptr) return;
     ModifyTile<T> modified;
@@ -434,6 +438,7 @@ class QueryTile {
   Upcoming<T> next_queries_;
   const T unit_;
   QueryTileMemory<T> at_;
+  T* capped_ = nullptr;  ///< where the scores are kept that modifiers see, if they are wanted
   Index first_ = 0, count_ = 0, groups_ = 0;
   Index begin_ = 0, end_ = 0;
   bool fresh_ = true;  ///< acc holds nothing yet

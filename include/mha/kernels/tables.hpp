@@ -128,6 +128,15 @@ struct Kernels {
 
   /// s = cap * tanh(s / cap) over rows of a panel.
   void (*softcap)(T* s, Index rows, Index row_stride, Index vectors, T cap);
+
+  /// sum[l] = sum over rows of a[r][l] * b[r][l], in order.
+  void (*dot)(const T* a, const T* b, Index rows, Index vectors, T* sum);
+
+  /// grad[j][l] = p[j][l] * (grad[j][l] - delta[l]), and 0 where p is 0, whatever grad is there.
+  void (*weight_gradient)(const T* p, T* grad, Index keys, Index vectors, const T* delta);
+
+  /// grad[j][l] *= 1 - (capped[j][l] / cap)^2, and 0 stays 0, whatever the score is there.
+  void (*softcap_gradient)(const T* capped, T* grad, Index keys, Index vectors, T cap);
 };
 
 }  // namespace mha::kernels

@@ -11,6 +11,7 @@
 #include "mha/kernels/tile_pack.hpp"
 #include "mha/kernels/tile_softmax.hpp"
 #include "mha/kernels/tile_modify.hpp"
+#include "mha/kernels/tile_gradient.hpp"
 #include "mha/kernels/tile_table.hpp"
 // clang-format on
 #endif

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp. Key tile by key
+// tile the weights are computed once more from lse; then, on the same register tile as everything:
+//     dP^T = V dO^T                  [key][query]
+//     dS^T = P^T o (dP^T - delta)    delta = dO . O, one number per query
+//     dV  += P^T dO                  [key][channel]     rows of dO as vectors
+//     dK  += dS^T Q                  [key][channel]     rows of Q as vectors; times scale at the end
+//     dQ^T += K^T dS^T               [channel][query]   times scale at the end
+// dK and dV of a key head wait in memory of the size of K and V for all queries that read it.
+// Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
+#pragma once
+
+#include "mha/kernels/query_tile.hpp"
+#include "mha/reference_gradient.hpp"
+
+#if MHA_KERNELS
+
+namespace mha::kernels {
+
+/// What rules do in the backward pass, without their types.
+template <class T>
+struct GradientCalls {
+  /// grad (a panel) becomes the gradient of the capped scores (tile.s); null if it is that already.
+  void (*score_gradient)(const void* rules, const ModifyTile<T>& tile, T* grad) = nullptr;
+  void (*collect_sink)(const void* rules, Index h, T grad) = nullptr;
+};
+
+namespace detail {
+
+template <class T, class RuleSet>
+void score_gradient(const void* rules, const ModifyTile<T>& tile, T* grad) {
+  for (Index j = 0; j < tile.keys; ++j) {
+    for (Index i = 0; i < tile.queries; ++i) {
+      T& g = grad[j * tile.row_stride + i];
+      if (g == T(0)) continue;  // masked, or nothing to pass on
+      g = static_cast<const RuleSet*>(rules)->score_gradient(
+          tile.s[j * tile.row_stride + i], g, *tile.extent, tile.b, tile.h, tile.first_query + i,
+          tile.first_key + j);
+    }
+  }
+}
+
+template <class T, class RuleSet>
+void collect_sink(const void* rules, Index h, T grad) {
+  static_cast<const RuleSet*>(rules)->collect_sink_gradient(h, grad);
+}
+
+}  // namespace detail
+
+template <class T, class RuleSet>
+GradientCalls<T> gradient_calls() {
+  GradientCalls<T> calls;
+  if constexpr (!RuleSet::kAdditiveScore) calls.score_gradient = detail::score_gradient<T, RuleSet>;
+  if constexpr (RuleSet::kCollectsGradient) calls.collect_sink = detail::collect_sink<T, RuleSet>;
+  return calls;
+}
+
+/// The memory of one worker: a tile, and the gradients of one key head.
+template <class T>
+struct GradientMemory {
+  Index wide_head = 0;   ///< head_dim in whole vectors
+  Index wide_value = 0;  ///< value_dim in whole vectors
+  TileScratch<T> scratch;
+  QueryTileMemory<T> tile;
+  T* grad_output = nullptr;       ///< panel [value_dim]: dO^T
+  T* output = nullptr;            ///< panel [value_dim]: O^T
+  T* grad_scores = nullptr;       ///< panel [kKeyTile]: dP^T, then dS^T
+  T* capped = nullptr;            ///< panel [kKeyTile]: scores as modifiers see them
+  T* query_rows = nullptr;        ///< [query][wide_head]
+  T* grad_output_rows = nullptr;  ///< [query][wide_value]
+  T* grad_query = nullptr;        ///< panel [head_dim]
+  T* lse = nullptr;               ///< lanes, in the scores' unit
+  T* delta = nullptr;             ///< lanes
+  T* grad_key = nullptr;          ///< [key][wide_head]
+  T* grad_value = nullptr;        ///< [key][wide_value]
+
+  GradientMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
+      : wide_head(round_up(sizes.head_dim, kLine)),
+        wide_value(round_up(sizes.value_dim, kLine)),
+        scratch(sizes, arena),
+        tile(sizes, scratch, arena) {
+    constexpr Index kWide = kLanes<T>;
+    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+    grad_output = arena.take<T>(sizes.value_dim * kWide);
+    output = arena.take<T>(sizes.value_dim * kWide);
+    grad_scores = arena.take<T>(keys * kWide);
+    if (keeps_capped) capped = arena.take<T>(keys * kWide);
+    query_rows = arena.take<T>(kWide * wide_head);
+    grad_output_rows = arena.take<T>(kWide * wide_value);
+    grad_query = arena.take<T>(sizes.head_dim * kWide);
+    lse = arena.take<T>(kWide);
+    delta = arena.take<T>(kWide);
+    grad_key = arena.take<T>(sizes.kv_len * wide_head);
+    grad_value = arena.take<T>(sizes.kv_len * wide_value);
+  }
+
+ private:
+  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+};
+
+template <class In, class T>
+class GradientTile : public QueryTile<In, In, T> {
+ public:
+  using Tile = QueryTile<In, In, T>;
+  using Tile::kGroup;
+  using Tile::kWide;
+
+  GradientTile(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
+               const GradientCalls<T>& gradient_calls, const GradientMemory<T>& memory)
+      : Tile(head, memory.tile), grad_task_(task), grad_calls_(gradient_calls), to_(memory) {
+    this->capped_ = memory.capped;
+  }
+
+  /// Queries first, ..., first + count - 1; 0 < count <= kWide.
+  void run(Index first, Index count) {
+    this->start(first, count);
+    take_rows();
+    for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
+      const Index from = std::max(tile, begin_);
+      const Index to = std::min(tile + kKeyTile, end_);
+      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
+      const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
+      this->segments_.cut(from, to, groups_);
+      for (const Segment& s : this->segments_) step(s, key, value, from, tile);
+    }
+    finish_rows();
+  }
+
+ private:
+  using Tile::at_;
+  using Tile::begin_;
+  using Tile::calls_;
+  using Tile::count_;
+  using Tile::end_;
+  using Tile::first_;
+  using Tile::groups_;
+  using Tile::head_;
+  using Tile::kernels_;
+  using Tile::task_;
+  using Tile::unit_;
+
+  /// dO and O as panels, delta, and rows of Q and dO. Queries without a key count as 0: what stands
+  /// there is nobody's business.
+  void take_rows() {
+    pack_rows(grad_task_.grad_output, to_.grad_output);
+    pack_rows(grad_task_.output, to_.output);
+    kernels_.dot(to_.grad_output, to_.output, task_.value.cols, this->vectors_of(groups_),
+                 to_.delta);
+    copy_rows(task_.query, to_.query_rows, to_.wide_head);
+    copy_rows(grad_task_.grad_output, to_.grad_output_rows, to_.wide_value);
+    for (Index l = 0; l < groups_ * kGroup; ++l) {
+      const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
+      const bool dead =
+          mha::detail::is_minus_infinity(lse) || (at_.allowed[l] == 0 && !calls_.may_mask);
+      to_.lse[l] = calls_.natural_scores() ? lse : T(lse * kLog2E<T>);
+      if (!dead || l >= count_) continue;
+      std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
+      std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
+    }
+    rows_finite_ =
+        kernels_.all_finite(to_.query_rows, to_.wide_head, 1, count_, to_.wide_head) &&
+        kernels_.all_finite(to_.grad_output_rows, to_.wide_value, 1, count_, to_.wide_value);
+    for (Index d = 0; d < task_.query.cols; ++d) {
+      std::fill_n(to_.grad_query + d * kWide, groups_ * kGroup, T(0));
+    }
+  }
+
+  void pack_rows(const MatrixView<const In>& all, T* panel) {
+    const MatrixView<const T> rows = rows_of(all, at_.scratch.output, first_, first_ + count_);
+    kernels_.pack(rows.data, rows.row_stride, rows.col_stride, count_, rows.cols, T(1), panel,
+                  kWide, groups_ * kGroup);
+  }
+
+  void copy_rows(const MatrixView<const In>& all, T* rows, Index wide) const {
+    for (Index l = 0; l < count_; ++l) {
+      for (Index c = 0; c < all.cols; ++c) {
+        rows[l * wide + c] = mha::detail::convert<T>(all(first_ + l, c));
+      }
+      std::fill(rows + l * wide + all.cols, rows + (l + 1) * wide, T(0));
+    }
+  }
+
+  void step(const Segment& s, const MatrixView<const T>& key, const MatrixView<const T>& value,
+            Index from, Index tile) {
+    const Index keys = s.end - s.begin;
+    const Index lane = s.first_group * kGroup;
+    const Index vectors = this->vectors_of(s.end_group - s.first_group);
+    const Index queries = std::min(count_, s.end_group * kGroup) - lane;
+    T* const p = at_.scratch.s + (s.begin - tile) * kWide + lane;
+    T* const grad = to_.grad_scores + (s.begin - tile) * kWide + lane;
+    const T* const key_rows = key.data + (s.begin - from) * key.row_stride;
+
+    // P^T
+    this->score(s, key, from, tile);
+    if (!s.whole) {
+      kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
+                        s.begin);
+    }
+    kernels_.exponentiate(p, keys, vectors, to_.lse + lane, at_.row_sum + lane, unit_);
+
+    // dP^T, dS^T
+    Product<T> x = product_of(keys, vectors, value.cols);
+    x.a = value.data + (s.begin - from) * value.row_stride;
+    x.a_row = value.row_stride;
+    x.a_step = value.col_stride;
+    x.b = to_.grad_output + lane;
+    x.b_step = kWide;
+    x.c = grad;
+    x.c_row = kWide;
+    multiply(x);
+    kernels_.weight_gradient(p, grad, keys, vectors, to_.delta + lane);
+    if (grad_calls_.score_gradient != nullptr) undo_rules(s, grad, tile, queries);
+    if (calls_.softcap > T(0)) {
+      kernels_.softcap_gradient(to_.capped + (s.begin - tile) * kWide + lane, grad, keys, vectors,
+                                calls_.softcap);
+    }
+
+    // dV, dK
+    if (rows_finite_) {
+      x = product_of(keys, to_.wide_value / kernels_.vector_lanes, queries);
+      x.a = p;
+      x.a_row = kWide;
+      x.a_step = 1;
+      x.b = to_.grad_output_rows + lane * to_.wide_value;
+      x.b_step = to_.wide_value;
+      x.c = to_.grad_value + s.begin * to_.wide_value;
+      x.c_row = to_.wide_value;
+      x.accumulate = true;
+      multiply(x);
+      x.vectors = to_.wide_head / kernels_.vector_lanes;
+      x.a = grad;
+      x.b = to_.query_rows + lane * to_.wide_head;
+      x.b_step = to_.wide_head;
+      x.c = to_.grad_key + s.begin * to_.wide_head;
+      x.c_row = to_.wide_head;
+      multiply(x);
+    } else {
+      add_pair_by_pair(s, p, grad, queries);
+    }
+
+    // dQ^T: as with the values in the forward pass, 0 * inf is NaN, so that keys with such numbers
+    // are taken by themselves, for the queries that see them.
+    const bool all_see = s.whole && !calls_.may_mask;
+    if (all_see || kernels_.all_finite(key_rows, key.row_stride, key.col_stride, keys, key.cols)) {
+      add_to_query(key_rows, key, grad, lane, vectors, keys);
+      return;
+    }
+    Index clean = 0;
+    for (Index j = 0; j < keys; ++j) {
+      const T* const row = key_rows + j * key.row_stride;
+      if (kernels_.all_finite(row, key.row_stride, key.col_stride, 1, key.cols)) continue;
+      add_to_query(key_rows + clean * key.row_stride, key, grad + clean * kWide, lane, vectors,
+                   j - clean);
+      for (Index l = 0; l < queries; ++l) {
+        const T g = grad[j * kWide + l];
+        if (p[j * kWide + l] == T(0)) continue;
+        for (Index d = 0; d < key.cols; ++d) {
+          to_.grad_query[d * kWide + lane + l] += g * row[d * key.col_stride];
+        }
+      }
+      clean = j + 1;
+    }
+    add_to_query(key_rows + clean * key.row_stride, key, grad + clean * kWide, lane, vectors,
+                 keys - clean);
+  }
+
+  static Product<T> product_of(Index rows, Index vectors, Index depth) {
+    Product<T> x;
+    x.rows = rows;
+    x.vectors = vectors;
+    x.depth = depth;
+    return x;
+  }
+  void multiply(Product<T>& x) const {
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
+  }
+
+  void add_to_query(const T* key_rows, const MatrixView<const T>& key, const T* grad, Index lane,
+                    Index vectors, Index keys) const {
+    if (keys <= 0) return;
+    Product<T> x = product_of(key.cols, vectors, keys);
+    x.a = key_rows;
+    x.a_row = key.col_stride;
+    x.a_step = key.row_stride;
+    x.b = grad;
+    x.b_step = kWide;
+    x.c = to_.grad_query + lane;
+    x.c_row = kWide;
+    x.accumulate = true;
+    multiply(x);
+  }
+
+  /// dV and dK where a query or its gradient is not finite: it must not reach keys that it does not
+  /// see.
+  void add_pair_by_pair(const Segment& s, const T* p, const T* grad, Index queries) const {
+    const Index lane = s.first_group * kGroup;
+    for (Index j = 0; j < s.end - s.begin; ++j) {
+      for (Index l = 0; l < queries; ++l) {
+        const T weight = p[j * kWide + l];
+        if (weight == T(0)) continue;
+        const T* const grad_output = to_.grad_output_rows + (lane + l) * to_.wide_value;
+        const T* const query = to_.query_rows + (lane + l) * to_.wide_head;
+        T* const grad_value = to_.grad_value + (s.begin + j) * to_.wide_value;
+        T* const grad_key = to_.grad_key + (s.begin + j) * to_.wide_head;
+        for (Index c = 0; c < task_.value.cols; ++c) grad_value[c] += weight * grad_output[c];
+        for (Index d = 0; d < task_.key.cols; ++d) grad_key[d] += grad[j * kWide + l] * query[d];
+      }
+    }
+  }
+
+  void undo_rules(const Segment& s, T* grad, Index tile, Index queries) {
+    const Index lane = s.first_group * kGroup;
+    ModifyTile<T> at;
+    at.extent = &head_.extent;
+    at.b = head_.b;
+    at.h = head_.h;
+    at.first_query = first_ + lane;
+    at.queries = queries;
+    at.first_key = s.begin;
+    at.keys = s.end - s.begin;
+    at.s = to_.capped + (s.begin - tile) * kWide + lane;
+    at.row_stride = kWide;
+    at.lanes_are_queries = true;
+    grad_calls_.score_gradient(calls_.rules, at, grad);
+  }
+
+  void finish_rows() {
+    const MatrixView<In> rows = grad_task_.grad_query.middle_rows(first_, count_);
+    T* const scale = at_.correction;
+    std::fill_n(scale, groups_ * kGroup, calls_.scale);
+    if constexpr (std::is_same_v<In, T>) {
+      kernels_.unpack(to_.grad_query, kWide, scale, nullptr, rows.data, rows.row_stride,
+                      rows.col_stride, count_, rows.cols);
+    } else {
+      kernels_.unpack(to_.grad_query, kWide, scale, nullptr, at_.scratch.output, rows.cols, 1,
+                      count_, rows.cols);
+      for (Index r = 0; r < count_; ++r) {
+        for (Index d = 0; d < rows.cols; ++d) {
+          rows(r, d) = mha::detail::convert<In>(at_.scratch.output[r * rows.cols + d]);
+        }
+      }
+    }
+    T sink;
+    if (grad_calls_.collect_sink == nullptr || !calls_.sink(calls_.rules, head_.h, sink)) return;
+    for (Index l = 0; l < count_; ++l) {
+      if (mha::detail::is_minus_infinity(grad_task_.lse(first_ + l, 0)) || at_.allowed[l] == 0) {
+        continue;
+      }
+      grad_calls_.collect_sink(calls_.rules, head_.h,
+                               -std::exp(sink - grad_task_.lse(first_ + l, 0)) * to_.delta[l]);
+    }
+  }
+
+  const HeadGradientTask<In, T>& grad_task_;
+  const GradientCalls<T>& grad_calls_;
+  const GradientMemory<T>& to_;
+  bool rows_finite_ = true;
+};
+
+}  // namespace mha::kernels
+
+#endif  // MHA_KERNELS

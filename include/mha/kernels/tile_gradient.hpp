@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of the softmax over a tile of weights, element by element:
+//     dS = P o (dP - delta),   delta = sum of P o dP over the keys = dO . O
+// A lane is a query, a row a key. Included by targets.hpp once per instruction set.
+#if !defined(MHA_TARGET)
+#include "mha/kernels/targets.hpp"
+#else
+namespace mha::kernels::MHA_TARGET {
+
+/// Kernels::dot.
+template <class T>
+void dot(const T* a, const T* b, Index rows, Index vectors, T* sum) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index w = 0; w < vectors; ++w) {
+    Vec<T> total = {};
+    for (Index r = 0; r < rows; ++r) {
+      const Index at = r * kLanes<T> + w * kCount;
+      total += load(a + at) * load(b + at);
+    }
+    store(sum + w * kCount, total);
+  }
+}
+
+/// `x` where `p` is not 0, else 0: told by the bits, which -ffast-math leaves alone.
+template <class T>
+MHA_INLINE Vec<T> where_weighed(Vec<T> p, Vec<T> x) {
+  const IntVec<T> none = reinterpret_cast<IntVec<T> >(p) == IntVec<T>{};
+  return select<T>(none, Vec<T>{}, x);
+}
+
+/// Kernels::weight_gradient.
+template <class T>
+void weight_gradient(const T* p, T* grad, Index keys, Index vectors, const T* delta) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index w = 0; w < vectors; ++w) {
+    const Index lane = w * kCount;
+    const Vec<T> d = load(delta + lane);
+    for (Index j = 0; j < keys; ++j) {
+      const Index at = j * kLanes<T> + lane;
+      const Vec<T> weight = load(p + at);
+      store(grad + at, where_weighed<T>(weight, weight * (load(grad + at) - d)));
+    }
+  }
+}
+
+/// Kernels::softcap_gradient.
+template <class T>
+void softcap_gradient(const T* capped, T* grad, Index keys, Index vectors, T cap) {
+  constexpr Index kCount = Simd<T>::kCount;
+  const Vec<T> caps = all(cap);
+  for (Index j = 0; j < keys; ++j) {
+    for (Index w = 0; w < vectors; ++w) {
+      const Index at = j * kLanes<T> + w * kCount;
+      const Vec<T> ratio = load(capped + at) / caps;
+      const Vec<T> g = load(grad + at);
+      store(grad + at, where_weighed<T>(g, g * (all<T>(1) - ratio * ratio)));
+    }
+  }
+}
+
+}  // namespace mha::kernels::MHA_TARGET
+#endif
