@@ -23,6 +23,8 @@ class ExtraKeys {
   template <class T>
   static constexpr bool kTakesLanes = false;
   static constexpr bool kHasSoftcap = RuleSet::kHasSoftcap;
+  static constexpr bool kAdditiveScore = RuleSet::kAdditiveScore;
+  static constexpr bool kCollectsGradient = RuleSet::kCollectsGradient;
 
   /// @param bias_key   the last key of each sequence is bias_k: always allowed
   /// @param zero_sink  a key of zeros and value of zeros follows: a sink with logit 0
@@ -50,6 +52,21 @@ class ExtraKeys {
   Scalar score(const Scalar& s, const Extent& extent, Index b, Index h, Index i, Index j) const {
     const Extent inner = callers(extent);
     return j == inner.kv_len ? s : rules_.score(s, inner, b, h, i, j);
+  }
+  template <class Scalar>
+  Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& extent, Index b, Index h,
+                        Index i, Index j) const {
+    const Extent inner = callers(extent);
+    return j == inner.kv_len ? grad : rules_.score_gradient(s, grad, inner, b, h, i, j);
+  }
+  /// The caller's share of the sink that is both.
+  template <class Scalar>
+  void collect_sink_gradient(Index h, const Scalar& grad) const {
+    using std::exp;
+    const std::optional<Scalar> logit = rules_.template sink<Scalar>(h);
+    if (!logit || is_minus_infinity(*logit)) return;
+    const Scalar share = zero_sink_ ? Scalar(exp(Scalar(*logit - *sink<Scalar>(h)))) : Scalar(1);
+    rules_.collect_sink_gradient(h, Scalar(grad * share));
   }
   template <class Scalar>
   Scalar scale(Index head_dim) const {

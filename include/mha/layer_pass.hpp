@@ -158,7 +158,7 @@ class LayerPass {
     }
   }
 
- private:
+ protected:
   template <class RuleSet>
   void compute_in(const LayerMemory<Acc>& memory, const View& query, const View& key,
                   const View& value, const RuleSet& rules, const Options& options,
@@ -172,24 +172,8 @@ class LayerPass {
     project_inputs(memory, query, key, value, batch, options.executor);
     if (c.rotary) rotate(memory, batch, options);
 
-    // Attend. The heads of q, k, v and of the concatenation are views of their columns.
-    const Index entries = in_segments ? 1 : batch.count;
-    const auto heads = [entries](const HeadColumns<Acc>& m, Index num_heads) {
-      return m.heads(num_heads, entries);
-    };
-    BatchTask<Acc> call{heads(memory.q, c.num_heads),
-                        heads(memory.k, c.kv_heads),
-                        heads(memory.v, c.kv_heads),
-                        heads(memory.concat, c.num_heads),
-                        weights.view(),
-                        heads(lse_rows, c.num_heads),
-                        options.past_len};
-    if (lse_rows.cols == 0) call.lse.data = nullptr;
-    if (weights.empty()) call.weights.data = nullptr;
-    if (in_segments) {
-      call.segments = memory.segments;
-      call.num_segments = batch.count;
-    }
+    BatchTask<Acc> call = heads_of(memory, lse_rows, batch, options);
+    if (!weights.empty()) call.weights = weights.view();
     if (c.add_bias_kv || c.add_zero_attn) {
       attend(memory, call, ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options);
     } else {
@@ -198,6 +182,27 @@ class LayerPass {
     const ProjectionTask<Linear, Scalar> last{&layer_.out_proj, output};
     project<Acc, Acc>(memory.concat, &last, 1, options.executor, projection_memory(memory));
     if (!weights.empty()) place_extra_columns(batch, options, lse_rows, weights);
+  }
+
+  /// Attention's call: the heads of q, k, v and of the concatenation are views of their columns.
+  BatchTask<Acc> heads_of(const LayerMemory<Acc>& memory, const MatrixView<Acc>& lse,
+                          const Batch& batch, const Options& options) const {
+    const MultiHeadConfig& c = layer_.config();
+    const bool in_segments = memory.segments != nullptr && (batch.ragged || c.add_bias_kv);
+    const Index entries = in_segments ? 1 : batch.count;
+    BatchTask<Acc> call{memory.q.heads(c.num_heads, entries),
+                        memory.k.heads(c.kv_heads, entries),
+                        memory.v.heads(c.kv_heads, entries),
+                        HeadColumns<Acc>(memory.concat).heads(c.num_heads, entries),
+                        {},
+                        HeadColumns<Acc>(lse).heads(c.num_heads, entries),
+                        options.past_len};
+    if (lse.cols == 0) call.lse.data = nullptr;
+    if (in_segments) {
+      call.segments = memory.segments;
+      call.num_segments = batch.count;
+    }
+    return call;
   }
 
   static ProjectionMemory<Acc> projection_memory(const LayerMemory<Acc>& memory) {

@@ -17,6 +17,9 @@
 //     softmax.hpp      the running softmax, merge
 //     rotary.hpp       rotary position embedding
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
+//     gradient.hpp     the backward pass of attention; reference_gradient.hpp: its formulas;
+//                      layer_gradient.hpp: that of the layer, TrainingPass, MultiHeadGradients
+//     dual.hpp         Dual: numbers that carry a derivative
 //     executor.hpp     Executor, ThreadPool
 //     workspace.hpp    Workspace: memory of yours, so that calls allocate nothing
 //     lanes.hpp        Lanes: score modifiers over sixteen scores at a time
@@ -28,6 +31,7 @@
 #pragma once
 
 #include "mha/attention.hpp"
+#include "mha/gradient.hpp"
 #include "mha/multi_head.hpp"
 #include "mha/rotary.hpp"
 #include "mha/scores.hpp"

@@ -10,6 +10,7 @@
 
 #include "mha/batch.hpp"
 #include "mha/initialise.hpp"
+#include "mha/layer_gradient.hpp"
 #include "mha/layer_pass.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
@@ -190,6 +191,64 @@ class MultiHead {
     forward_into(std::forward<O>(output), x, All{}, options);
   }
 
+  /// A forward pass that backward() can undo: forward() in its forms, whose arguments must lie in
+  /// memory and live until then. Weights and lse are not returned.
+  /// @param pass  new, or used before: calls of the same sizes then work in its memory
+  /// Memory: q, k, v, the concatenated heads and lse, kept in the pass.
+  template <EigenInMemory Q, EigenInMemory K, EigenInMemory V, class RuleType = All>
+  void forward_training(TrainingPass<MultiHead>& pass, const Q& query, const K& key, const V& value,
+                        const RuleType& rule = {}, const Options& options = {}) const {
+    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
+                                   RuleType>::kChecked);
+    forward_training_views(pass, matrix_view(query), matrix_view(key), matrix_view(value),
+                           detail::as_rules(rule), options);
+  }
+  template <EigenInMemory X, EigenInMemory C, IsRule RuleType = All>
+  void forward_training(TrainingPass<MultiHead>& pass, const X& x, const C& context,
+                        const RuleType& rule = {}, const Options& options = {}) const {
+    forward_training_views(pass, matrix_view(x), matrix_view(context), matrix_view(context),
+                           detail::as_rules(rule), options);
+  }
+  template <EigenInMemory X, IsRule RuleType = All>
+  void forward_training(TrainingPass<MultiHead>& pass, const X& x, const RuleType& rule = {},
+                        const Options& options = {}) const {
+    forward_training_views(pass, matrix_view(x), matrix_view(x), matrix_view(x),
+                           detail::as_rules(rule), options);
+  }
+
+  /// The gradients of the loss by parameters (added to `gradients`) and inputs (overwritten there),
+  /// from grad_output = d loss / d output.
+  /// @param gradients    MultiHeadGradients of this layer: gradients(layer), set_zero()
+  /// @param pass         of forward_training() with the same rule and options, and parameters as they
+  ///                     were; its inputs as they were
+  /// @param grad_output  rows of query x out_dim
+  /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
+  /// Cost: 2 to 2.5 times the forward pass.
+  template <EigenInMemory G, class RuleType = All>
+  void backward(MultiHeadGradients<MultiHead>& gradients, TrainingPass<MultiHead>& pass,
+                const G& grad_output, const RuleType& rule = {},
+                const Options& options = {}) const {
+    static_assert(std::is_same_v<typename G::Scalar, Scalar>,
+                  "mha: grad_output must have the layer's Scalar");
+    detail::require(
+        grad_output.rows() == pass.output.rows() && grad_output.cols() == pass.output.cols(),
+        "MultiHead::backward: grad_output must be ", pass.output.rows(), " x ", pass.output.cols(),
+        ", got ", grad_output.rows(), " x ", grad_output.cols());
+    detail::require(gradients.q_proj.weight.size() == q_proj.weight.size() &&
+                        gradients.out_proj.weight.size() == out_proj.weight.size(),
+                    "MultiHead::backward: the gradients must be those of this layer: "
+                    "MultiHeadGradients(layer)");
+    detail::LayerGradient<MultiHead>(*this).backward(gradients, pass, matrix_view(grad_output),
+                                                     detail::as_rules(rule), options);
+  }
+
+  /// Every parameter by name, to be read or written: what an optimiser steps through, beside the
+  /// gradients' own parameters().
+  [[nodiscard]] std::vector<Parameter<Scalar>> parameters() { return detail::parameters_of(*this); }
+  [[nodiscard]] std::vector<Parameter<const Scalar>> parameters() const {
+    return detail::parameters_of(*this);
+  }
+
   /// Bytes of Workspace that a call of forward() or forward_into() needs. 0 for scalars that the
   /// kernels do not compute in: those calls allocate.
   /// @param query_rows, key_rows  of all sequences of the call
@@ -350,6 +409,16 @@ class MultiHead {
                     "forward");
     Tensor<Acc> no_weights;
     Pass(*this).compute(query, key, value, rules, options, batch, output, {}, no_weights);
+  }
+
+  template <class RuleSet>
+  void forward_training_views(TrainingPass<MultiHead>& pass, const View& query, const View& key,
+                              const View& value, const RuleSet& rules,
+                              const Options& options) const {
+    const Batch batch = check(query, key, value, rules, options);
+    detail::require(!options.need_weights && !options.average_weights && !options.need_lse,
+                    "MultiHead: forward_training returns the output alone");
+    detail::LayerGradient<MultiHead>(*this).forward(pass, query, key, value, rules, options, batch);
   }
 
   static Tensor<Acc> averaged(const Tensor<Acc>& weights) {

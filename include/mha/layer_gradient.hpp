@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of the layer, each step beside the forward line that it undoes (y = output):
+//     y = concat W_O + b_O           dW_O += concat^T dy,  dconcat = dy W_O^T
+//     concat = attention(q, k, v)    gradient.hpp
+//     q, k rotated                   rotated back
+//     q = x W_Q + b_Q, ...           dW_Q += x^T dq,       dx = dq W_Q^T + dk W_K^T + dv W_V^T
+// The forward pass leaves q, k, v, the concatenation and lse behind: memory of the inputs' size, and
+// nothing of query_len x kv_len.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "mha/gradient.hpp"
+#include "mha/layer_pass.hpp"
+#include "mha/projection_gradient.hpp"
+
+namespace mha {
+
+namespace detail {
+template <class Layer>
+class LayerGradient;
+}
+
+/// A named list of numbers: a parameter of a layer, or its gradient.
+template <class Scalar>
+struct Parameter {
+  std::string_view name;  ///< "q_proj.weight", ...
+  std::span<Scalar> values;
+};
+
+namespace detail {
+
+/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.
+template <class Holder, class F>
+void for_each_parameter(Holder& holder, const F& f) {
+  f("q_proj.weight", holder.q_proj.weight);
+  f("q_proj.bias", holder.q_proj.bias);
+  f("k_proj.weight", holder.k_proj.weight);
+  f("k_proj.bias", holder.k_proj.bias);
+  f("v_proj.weight", holder.v_proj.weight);
+  f("v_proj.bias", holder.v_proj.bias);
+  f("out_proj.weight", holder.out_proj.weight);
+  f("out_proj.bias", holder.out_proj.bias);
+  f("bias_k", holder.bias_k);
+  f("bias_v", holder.bias_v);
+}
+
+template <class Holder>
+auto parameters_of(Holder& holder) {
+  using Scalar = std::remove_reference_t<decltype(*holder.bias_k.data())>;
+  std::vector<Parameter<Scalar>> all;
+  for_each_parameter(holder, [&](std::string_view name, auto& values) {
+    if (values.size() == 0) return;
+    all.push_back({name, {values.data(), static_cast<std::size_t>(values.size())}});
+  });
+  return all;
+}
+
+}  // namespace detail
+
+/// The gradients of a layer's parameters and inputs, from MultiHead::backward().
+template <class Layer>
+struct MultiHeadGradients {
+  using Scalar = typename Layer::Scalar;
+  using Acc = typename Layer::Acc;
+  using Linear = Projection<Acc, Layer::kWidth, Layer::kWidth>;
+
+  Linear q_proj;  ///< like the layer's; added to by each backward pass
+  Linear k_proj;
+  Linear v_proj;
+  Linear out_proj;
+  RowVector<Acc> bias_k;
+  RowVector<Acc> bias_v;
+
+  // Of the last pass's inputs. What was one matrix has one gradient: of x in layer.forward(x) it is
+  // `query`, of the context in forward(x, context) it is `key`.
+  Matrix<Acc> query;
+  Matrix<Acc> key;
+  Matrix<Acc> value;
+
+  MultiHeadGradients() = default;
+  explicit MultiHeadGradients(const Layer& layer) {
+    const auto like = [](Linear& gradient, const auto& linear) {
+      gradient.resize(linear.weight.rows(), linear.weight.cols(), linear.has_bias());
+    };
+    like(q_proj, layer.q_proj);
+    like(k_proj, layer.k_proj);
+    like(v_proj, layer.v_proj);
+    like(out_proj, layer.out_proj);
+    bias_k.setZero(layer.bias_k.size());
+    bias_v.setZero(layer.bias_v.size());
+  }
+
+  /// Before the next step of training.
+  void set_zero() {
+    detail::for_each_parameter(*this, [](std::string_view, auto& values) { values.setZero(); });
+  }
+  /// As layer.parameters(): the same names and sizes, in the same order.
+  [[nodiscard]] std::vector<Parameter<Acc>> parameters() { return detail::parameters_of(*this); }
+};
+
+/// What MultiHead::forward_training() leaves for backward(). Use it again for the next step: calls of
+/// the same sizes then allocate nothing of size. It refers to the inputs, which must live until then.
+template <class Layer>
+class TrainingPass {
+ public:
+  Matrix<typename Layer::Scalar> output;  ///< rows of query x out_dim
+
+ private:
+  friend class detail::LayerGradient<Layer>;
+  using Scalar = typename Layer::Scalar;
+  using Acc = typename Layer::Acc;
+
+  MatrixView<const Scalar> query_, key_, value_;
+  detail::SequenceBatch batch_;
+  Workspace block_;
+  std::unique_ptr<detail::OwnedMatrices<Acc>> own_;
+  std::optional<detail::LayerMemory<Acc>> memory_;
+  Matrix<Acc> grad_output_, grad_concat_, grad_q_, grad_k_, grad_v_;
+  Workspace scratch_;
+};
+
+namespace detail {
+
+template <class Layer>
+class LayerGradient : public LayerPass<Layer> {
+ public:
+  using Pass = LayerPass<Layer>;
+  using Scalar = typename Layer::Scalar;
+  using Acc = typename Layer::Acc;
+  using Options = MultiHeadOptions;
+  using View = MatrixView<const Scalar>;
+  using Gradients = MultiHeadGradients<Layer>;
+  using Tape = TrainingPass<Layer>;
+
+  explicit LayerGradient(const Layer& layer) : Pass(layer), layer_(layer) {}
+
+  template <class RuleSet>
+  void forward(Tape& tape, const View& query, const View& key, const View& value,
+               const RuleSet& rules, const Options& options, const SequenceBatch& batch) const {
+    tape.query_ = query;
+    tape.key_ = key;
+    tape.value_ = value;
+    tape.batch_ = batch;
+    tape.output.resize(query.rows, layer_.config().out_dim);
+    tape.memory_.reset();
+    if (batch.count == 0) return;
+    LayerSizes s = this->sizes(query.rows, key.rows, batch.count, true, batch.ragged);
+    if constexpr (has_kernels<Acc>) {
+      s.scratch = this->scratch_bytes(query.rows, key.rows, batch,
+                                      this->inputs_of(query, key, value), true, options.executor);
+      tape.block_.reserve(layer_bytes<Acc>(s));
+      BlockMatrices<Acc> source(tape.block_.data());
+      tape.memory_.emplace(s, source);
+    } else {
+      tape.own_ = std::make_unique<OwnedMatrices<Acc>>();
+      tape.memory_.emplace(s, *tape.own_);
+    }
+    Tensor<Acc> no_weights;
+    this->compute_in(*tape.memory_, query, key, value, rules, options, batch, view_of(tape.output),
+                     {}, no_weights);
+  }
+
+  template <class RuleSet>
+  void backward(Gradients& grads, Tape& tape, const View& grad_output, const RuleSet& rules,
+                const Options& options) const {
+    const MultiHeadConfig& c = layer_.config();
+    const auto inputs = this->inputs_of(tape.query_, tape.key_, tape.value_);
+    const bool one = inputs == Pass::Inputs::one_matrix;
+    grads.query.setZero(tape.query_.rows, tape.query_.cols);
+    grads.key.setZero(one ? 0 : tape.key_.rows, one ? 0 : tape.key_.cols);
+    const bool apart = inputs == Pass::Inputs::all_apart;
+    grads.value.setZero(apart ? tape.value_.rows : 0, apart ? tape.value_.cols : 0);
+    if (!tape.memory_) return;
+    const LayerMemory<Acc>& memory = *tape.memory_;
+
+    // y = concat W_O + b_O
+    const MatrixView<const Acc> grad_y = widened(grad_output, tape.grad_output_);
+    tape.grad_concat_.resize(memory.concat.rows, memory.concat.cols);
+    {
+      const ProjectionGradients<Acc> products(options.executor, tape.scratch_);
+      products.add_parameters(grads.out_proj, memory.concat, grad_y);
+      Matrix<Acc> copy;
+      products.to_input(view_of(tape.grad_concat_), grad_y, widened(layer_.out_proj.weight, copy),
+                        false);
+    }
+
+    // concat = attention(q, k, v)
+    tape.grad_q_.resize(memory.q.rows, memory.q.cols);
+    tape.grad_k_.resize(memory.k.rows, memory.k.cols);
+    tape.grad_v_.resize(memory.v.rows, memory.v.cols);
+    const BatchTask<Acc> task = this->heads_of(memory, memory.lse, tape.batch_, options);
+    const Index entries = task.query.size(0);
+    const auto heads = [entries](Matrix<Acc>& m, Index num_heads) {
+      return HeadColumns<Acc>(view_of(m)).heads(num_heads, entries);
+    };
+    const BatchGradient<Acc> call{task, heads(tape.grad_concat_, c.num_heads),
+                                  heads(tape.grad_q_, c.num_heads), heads(tape.grad_k_, c.kv_heads),
+                                  heads(tape.grad_v_, c.kv_heads)};
+    if (c.add_bias_kv || c.add_zero_attn) {
+      mha::detail::backward(call, ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn),
+                            options.executor, &tape.scratch_);
+    } else {
+      mha::detail::backward(call, rules, options.executor, &tape.scratch_);
+    }
+
+    // The rotation back: its pairs mirrored, turned the same way, and mirrored again.
+    if (c.rotary) {
+      LayerMemory<Acc> turned = memory;
+      turned.q = HeadColumns<Acc>(view_of(tape.grad_q_));
+      turned.k = HeadColumns<Acc>(view_of(tape.grad_k_));
+      mirror(tape.grad_q_, c.num_heads);
+      mirror(tape.grad_k_, c.kv_heads);
+      this->rotate(turned, tape.batch_, options);
+      mirror(tape.grad_q_, c.num_heads);
+      mirror(tape.grad_k_, c.kv_heads);
+    }
+
+    // q = x W_Q + b_Q, and so on
+    const ProjectionGradients<Acc> products(options.executor, tape.scratch_);
+    add_projection(products, grads.q_proj, layer_.q_proj, tape.query_, view_of(tape.grad_q_),
+                   view_of(grads.query), false);
+    Matrix<Acc>& grad_key = one ? grads.query : grads.key;
+    Matrix<Acc>& grad_value = apart ? grads.value : grad_key;
+    if (!c.add_bias_kv) {
+      add_projection(products, grads.k_proj, layer_.k_proj, tape.key_, view_of(tape.grad_k_),
+                     view_of(grad_key), one);
+      add_projection(products, grads.v_proj, layer_.v_proj, tape.value_, view_of(tape.grad_v_),
+                     view_of(grad_value), !apart);
+      return;
+    }
+    for (Index b = 0; b < tape.batch_.count; ++b) {  // bias_k's row follows each sequence's own
+      const Segment& s = memory.segments[b];
+      const Index own = s.kv_len - 1;
+      const Index given = s.key_row - b;
+      const auto rows = [&](const auto& m) { return m.middle_rows(given, own); };
+      const MatrixView<Acc> grad_k = view_of(tape.grad_k_).middle_rows(s.key_row, s.kv_len);
+      const MatrixView<Acc> grad_v = view_of(tape.grad_v_).middle_rows(s.key_row, s.kv_len);
+      add_projection(products, grads.k_proj, layer_.k_proj, rows(tape.key_),
+                     grad_k.middle_rows(0, own), rows(view_of(grad_key)), one);
+      add_projection(products, grads.v_proj, layer_.v_proj, rows(tape.value_),
+                     grad_v.middle_rows(0, own), rows(view_of(grad_value)), !apart);
+      for (Index d = 0; d < grads.bias_k.size(); ++d) grads.bias_k(d) += grad_k(own, d);
+      for (Index d = 0; d < grads.bias_v.size(); ++d) grads.bias_v(d) += grad_v(own, d);
+    }
+  }
+
+ private:
+  template <class M>
+  static auto view_of(M& m) {
+    using T = typename M::Scalar;
+    return MatrixView<T>{m.data(), m.rows(), m.cols(), m.cols(), 1};
+  }
+
+  /// In the accumulator's type: itself, or a copy.
+  static MatrixView<const Acc> widened(const View& m, [[maybe_unused]] Matrix<Acc>& copy) {
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      return m;
+    } else {
+      copy.resize(m.rows, m.cols);
+      for (Index i = 0; i < m.rows; ++i) {
+        for (Index j = 0; j < m.cols; ++j) copy(i, j) = convert<Acc>(m(i, j));
+      }
+      return view_of(copy);
+    }
+  }
+  template <class Weight>
+  requires requires(const Weight& w) { w.rows(); }
+  static MatrixView<const Acc> widened(const Weight& weight, Matrix<Acc>& copy) {
+    return widened(View{weight.data(), weight.rows(), weight.cols(), weight.cols(), 1}, copy);
+  }
+
+  template <class GradLinear, class Linear>
+  static void add_projection(const ProjectionGradients<Acc>& products, GradLinear& gradient,
+                             const Linear& linear, const View& x, const MatrixView<Acc>& grad_y,
+                             const MatrixView<Acc>& grad_x, bool add) {
+    Matrix<Acc> copy;
+    products.add_parameters(gradient, widened(x, copy), grad_y);
+    products.to_input(grad_x, grad_y, widened(linear.weight, copy), add);
+  }
+
+  /// Turns the sign of the second number of every pair of rotated channels.
+  void mirror(Matrix<Acc>& m, Index num_heads) const {
+    const Rotary& rotary = *layer_.config().rotary;
+    const Index width = num_heads == 0 ? 0 : m.cols() / num_heads;
+    const Index half = rotary.dim / 2;
+    for (Index i = 0; i < m.rows(); ++i) {
+      for (Index h = 0; h < num_heads; ++h) {
+        for (Index k = 0; k < half; ++k) {
+          const Index second = rotary.pairs == RotaryPairs::half ? k + half : 2 * k + 1;
+          m(i, h * width + second) = -m(i, h * width + second);
+        }
+      }
+    }
+  }
+
+  const Layer& layer_;
+};
+
+}  // namespace detail
+}  // namespace mha

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of a projection, y = x W + b:
+//     dW += x^T dy        db += sum of the rows of dy        dx = dy W^T
+// On the kernels for float and double, else as written.
+#pragma once
+
+#include "mha/projection.hpp"
+#if MHA_KERNELS
+#include "mha/kernels/project_gradient.hpp"
+#endif
+
+namespace mha::detail {
+
+/// Products of the backward pass of several projections, in one workspace.
+template <class Acc>
+class ProjectionGradients {
+ public:
+  using View = MatrixView<const Acc>;
+
+  ProjectionGradients(const Executor& executor, Workspace& workspace) : executor_(executor) {
+#if MHA_KERNELS
+    if constexpr (has_kernels<Acc>) {
+      workers_ = executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
+      workspace.reserve(static_cast<std::size_t>(workers_) *
+                        kernels::PanelProducts<Acc>::bytes_per_worker());
+      memory_ = workspace.data();
+    }
+#else
+    (void)workspace;
+#endif
+  }
+
+  /// weight += x^T y, bias += the sum of y's rows if there is a bias.
+  template <class Linear>
+  void add_parameters(Linear& gradient, const View& x, const View& y) const {
+    const MatrixView<Acc> weight{gradient.weight.data(), gradient.weight.rows(),
+                                 gradient.weight.cols(), gradient.weight.cols(), 1};
+    if (gradient.has_bias()) {
+      for (Index i = 0; i < y.rows; ++i) {
+        for (Index c = 0; c < y.cols; ++c) gradient.bias(c) += y(i, c);
+      }
+    }
+#if MHA_KERNELS
+    if constexpr (has_kernels<Acc>) {
+      products().add_outer(weight, x, y);
+      return;
+    }
+#endif
+    for (Index i = 0; i < x.rows; ++i) {
+      for (Index d = 0; d < x.cols; ++d) {
+        for (Index c = 0; c < y.cols; ++c) weight(d, c) += Acc(x(i, d) * y(i, c));
+      }
+    }
+  }
+
+  /// x = y weight^T, or x += it.
+  void to_input(const MatrixView<Acc>& x, const View& y, const View& weight, bool add) const {
+#if MHA_KERNELS
+    if constexpr (has_kernels<Acc>) {
+      products().by_transposed(x, y, weight, add);
+      return;
+    }
+#endif
+    for (Index i = 0; i < x.rows; ++i) {
+      for (Index d = 0; d < x.cols; ++d) {
+        Acc sum = add ? x(i, d) : Acc(0);
+        for (Index c = 0; c < y.cols; ++c) sum += Acc(y(i, c) * weight(d, c));
+        x(i, d) = sum;
+      }
+    }
+  }
+
+ private:
+  static constexpr Index kMostWorkers = 256;
+#if MHA_KERNELS
+  kernels::PanelProducts<Acc> products() const { return {executor_, memory_, workers_}; }
+#endif
+
+  const Executor& executor_;
+  std::byte* memory_ = nullptr;
+  Index workers_ = 1;
+};
+
+}  // namespace mha::detail
