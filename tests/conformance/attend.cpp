@@ -35,26 +35,16 @@ void with_general_rule(const AttentionCall<Scalar>& call, const F& f) {
   }
 }
 
-}  // namespace
-
-template <class Scalar>
-void attend(const AttentionCall<Scalar>& call, const AttentionOutputs<Scalar>& outputs) {
-  const AttentionOptions options{.past_len = call.past_len};
-  with_general_rule(call, [&](const auto& rule) {
-    attention_into(outputs, call.query, call.key, call.value, rule, options);
-  });
-}
-
-template <class Scalar>
-std::string attend_short(const AttentionCall<Scalar>& call,
-                         const AttentionOutputs<Scalar>& outputs) {
+/// Calls f with a rule that has only what the call needs, and says which one that was; or says "".
+template <class Scalar, class F>
+std::string with_short_rule(const AttentionCall<Scalar>& call, const F& f) {
   // The 16-bit types take the general way only: behind their conversion is the code for float.
   if constexpr (!std::is_same_v<Scalar, accumulator_t<Scalar>>) {
     return "";
   } else {
     if (call.softcap != 0 || call.scale) return "";
     const auto by = [&](const char* name, const auto& rule) -> std::string {
-      attention_into(outputs, call.query, call.key, call.value, rule, {.past_len = call.past_len});
+      f(rule);
       return name;
     };
     const bool has_window = call.left >= 0 || call.right >= 0;
@@ -79,6 +69,51 @@ std::string attend_short(const AttentionCall<Scalar>& call,
   }
 }
 
+template <class Scalar, class RuleType>
+void backward_by(const AttentionCall<Scalar>& call, const RuleType& rule,
+                 const TensorView<const Scalar>& grad_output,
+                 const AttentionGradientOutputs<Scalar>& gradients) {
+  const auto forward = attention_forward(call.query, call.key, call.value, rule,
+                                         {.past_len = call.past_len, .need_lse = true});
+  Tensor<Scalar> output = forward.output;
+  Tensor<accumulator_t<Scalar>> lse = forward.lse;
+  attention_backward_into(gradients, grad_output, call.query, call.key, call.value,
+                          AttentionOutputs<Scalar>{.output = output.view(), .lse = lse.view()},
+                          rule, {.past_len = call.past_len});
+}
+
+}  // namespace
+
+template <class Scalar>
+void attend(const AttentionCall<Scalar>& call, const AttentionOutputs<Scalar>& outputs) {
+  const AttentionOptions options{.past_len = call.past_len};
+  with_general_rule(call, [&](const auto& rule) {
+    attention_into(outputs, call.query, call.key, call.value, rule, options);
+  });
+}
+
+template <class Scalar>
+std::string attend_short(const AttentionCall<Scalar>& call,
+                         const AttentionOutputs<Scalar>& outputs) {
+  return with_short_rule(call, [&](const auto& rule) {
+    attention_into(outputs, call.query, call.key, call.value, rule, {.past_len = call.past_len});
+  });
+}
+
+template <class Scalar>
+void backward(const AttentionCall<Scalar>& call, const TensorView<const Scalar>& grad_output,
+              const AttentionGradientOutputs<Scalar>& gradients) {
+  with_general_rule(call,
+                    [&](const auto& rule) { backward_by(call, rule, grad_output, gradients); });
+}
+
+template <class Scalar>
+std::string backward_short(const AttentionCall<Scalar>& call,
+                           const TensorView<const Scalar>& grad_output,
+                           const AttentionGradientOutputs<Scalar>& gradients) {
+  return with_short_rule(
+      call, [&](const auto& rule) { backward_by(call, rule, grad_output, gradients); });
+}
 template <class Scalar>
 Array<Scalar> scores(const AttentionCall<Scalar>& call, ScoreStage stage) {
   Array<Scalar> result;
@@ -103,5 +138,25 @@ template Array<double> scores(const AttentionCall<double>&, ScoreStage);
 template Array<float> scores(const AttentionCall<float>&, ScoreStage);
 template Array<Eigen::half> scores(const AttentionCall<Eigen::half>&, ScoreStage);
 template Array<Eigen::bfloat16> scores(const AttentionCall<Eigen::bfloat16>&, ScoreStage);
+
+template void backward(const AttentionCall<double>&, const TensorView<const double>&,
+                       const AttentionGradientOutputs<double>&);
+template std::string backward_short(const AttentionCall<double>&, const TensorView<const double>&,
+                                    const AttentionGradientOutputs<double>&);
+template void backward(const AttentionCall<float>&, const TensorView<const float>&,
+                       const AttentionGradientOutputs<float>&);
+template std::string backward_short(const AttentionCall<float>&, const TensorView<const float>&,
+                                    const AttentionGradientOutputs<float>&);
+template void backward(const AttentionCall<Eigen::half>&, const TensorView<const Eigen::half>&,
+                       const AttentionGradientOutputs<Eigen::half>&);
+template std::string backward_short(const AttentionCall<Eigen::half>&,
+                                    const TensorView<const Eigen::half>&,
+                                    const AttentionGradientOutputs<Eigen::half>&);
+template void backward(const AttentionCall<Eigen::bfloat16>&,
+                       const TensorView<const Eigen::bfloat16>&,
+                       const AttentionGradientOutputs<Eigen::bfloat16>&);
+template std::string backward_short(const AttentionCall<Eigen::bfloat16>&,
+                                    const TensorView<const Eigen::bfloat16>&,
+                                    const AttentionGradientOutputs<Eigen::bfloat16>&);
 
 }  // namespace mha::conformance

@@ -13,6 +13,7 @@
 
 #include "case.hpp"
 #include "mha/attention.hpp"
+#include "mha/gradient.hpp"
 #include "mha/scores.hpp"
 
 namespace mha::conformance {
@@ -41,6 +42,15 @@ void attend(const AttentionCall<Scalar>& call, const AttentionOutputs<Scalar>& o
 template <class Scalar>
 std::string attend_short(const AttentionCall<Scalar>& call,
                          const AttentionOutputs<Scalar>& outputs);
+
+/// The gradients of the call's inputs, by the same two ways.
+template <class Scalar>
+void backward(const AttentionCall<Scalar>& call, const TensorView<const Scalar>& grad_output,
+              const AttentionGradientOutputs<Scalar>& gradients);
+template <class Scalar>
+std::string backward_short(const AttentionCall<Scalar>& call,
+                           const TensorView<const Scalar>& grad_output,
+                           const AttentionGradientOutputs<Scalar>& gradients);
 
 /// The scores at one of their stages, rounded to Scalar.
 template <class Scalar>

@@ -11,10 +11,6 @@
 namespace mha::conformance {
 namespace {
 
-bool is_gradient(const std::string& name) {
-  return name.rfind("grad.", 0) == 0 || name == "grad_output";
-}
-
 /// "Q,K,V" as its parts.
 std::vector<std::string> split(const std::string& list) {
   std::vector<std::string> parts;
@@ -189,7 +185,7 @@ void Case::compare(const std::string& name, const Shape& shape, const std::vecto
 void Case::finish() {
   if (tensors_checked_.empty()) fail("nothing was checked: the file has no known output");
   for (const auto& [name, info] : file_->tensors()) {
-    if (!is_gradient(name) && tensors_read_.count(name) + tensors_checked_.count(name) == 0) {
+    if (tensors_read_.count(name) + tensors_checked_.count(name) == 0) {
       fail("the tensor " + name + " was neither read as an input nor checked as an output");
     }
   }
@@ -204,7 +200,7 @@ void Case::finish() {
     if (key.rfind("attr.", 0) == 0 && attributes_read_.count(name) == 0) {
       fail("the attribute " + name + " = " + text.substr(0, 60) + " is not known");
     }
-    if (key.rfind("atol.", 0) == 0 && !is_gradient(name) && tensors_checked_.count(name) == 0) {
+    if (key.rfind("atol.", 0) == 0 && tensors_checked_.count(name) == 0) {
       fail(key + " is given, but the file has no such output");
     }
   }

@@ -21,6 +21,14 @@ Array<Scalar> parameter(Case& c, const std::string& name, const Shape& shape) {
                            shape_text(result.shape));
 }
 
+template <class Scalar>
+void check_vector(Case& c, const std::string& name, const RowVector<Scalar>& values,
+                  const std::string& way) {
+  Array<Scalar> array({values.size()});
+  array.values = values.transpose();
+  c.check(name, array, way);
+}
+
 /// weight * (x - mean) / sqrt(variance + eps) + bias, row by row; the variance is the biased one.
 template <class Scalar>
 class LayerNorm {
@@ -39,9 +47,29 @@ class LayerNorm {
     }
     return y;
   }
+  /// The gradient of x; those of weight and bias are kept.
+  Matrix<Scalar> backward(const Matrix<Scalar>& x, const Matrix<Scalar>& grad) {
+    grad_weight_.setZero(x.cols());
+    grad_bias_ = grad.colwise().sum();
+    Matrix<Scalar> grad_x(x.rows(), x.cols());
+    for (Index i = 0; i < x.rows(); ++i) {
+      const auto centred = (x.row(i).array() - x.row(i).mean()).eval();
+      const Scalar deviation = std::sqrt(centred.square().mean() + eps_);
+      const auto normal = (centred / deviation).eval();
+      grad_weight_.array() += grad.row(i).array() * normal;
+      const auto g = (grad.row(i).array() * weight_.array()).eval();
+      grad_x.row(i) = (g - g.mean() - normal * (g * normal).mean()) / deviation;
+    }
+    return grad_x;
+  }
+  void check_gradients(Case& c, const std::string& name, const std::string& way) const {
+    check_vector(c, "grad." + name + ".weight", grad_weight_, way);
+    check_vector(c, "grad." + name + ".bias", grad_bias_, way);
+  }
 
  private:
   RowVector<Scalar> weight_, bias_;
+  RowVector<Scalar> grad_weight_, grad_bias_;
   Scalar eps_;
 };
 
@@ -55,10 +83,22 @@ class Linear {
   Matrix<Scalar> operator()(const Matrix<Scalar>& x) const {
     return (x * weight_.transpose()).rowwise() + bias_;
   }
+  /// The gradient of x; those of weight and bias are kept.
+  Matrix<Scalar> backward(const Matrix<Scalar>& x, const Matrix<Scalar>& grad) {
+    grad_weight_ = grad.transpose() * x;
+    grad_bias_ = grad.colwise().sum();
+    return grad * weight_;
+  }
+  void check_gradients(Case& c, const std::string& name, const std::string& way) const {
+    Array<Scalar> weight({grad_weight_.rows(), grad_weight_.cols()});
+    weight.rows() = grad_weight_;
+    c.check("grad." + name + ".weight", weight, way);
+    check_vector(c, "grad." + name + ".bias", grad_bias_, way);
+  }
 
  private:
-  Matrix<Scalar> weight_;
-  RowVector<Scalar> bias_;
+  Matrix<Scalar> weight_, grad_weight_;
+  RowVector<Scalar> bias_, grad_bias_;
 };
 
 template <class Scalar>
@@ -66,6 +106,16 @@ Matrix<Scalar> activate(const Matrix<Scalar>& x, const std::string& name) {
   if (name == "relu") return x.cwiseMax(Scalar(0));
   if (name != "gelu") throw std::runtime_error("activation must be relu or gelu, got " + name);
   return x.unaryExpr([](Scalar t) { return t / 2 * (1 + std::erf(t / std::sqrt(Scalar(2)))); });
+}
+
+/// The derivative of activate().
+template <class Scalar>
+Matrix<Scalar> activation_slope(const Matrix<Scalar>& x, const std::string& name) {
+  if (name == "relu") return (x.array() > Scalar(0)).template cast<Scalar>();
+  return x.unaryExpr([](Scalar t) {
+    constexpr auto kDensity = static_cast<Scalar>(0.39894228040143267794L);  // 1 / sqrt(2 pi)
+    return (1 + std::erf(t / std::sqrt(Scalar(2)))) / 2 + t * kDensity * std::exp(-t * t / 2);
+  });
 }
 
 template <class Scalar>
@@ -86,10 +136,10 @@ void run(Case& c) {
   const TorchMasks<Scalar> masks(c, "src_mask", "src_key_padding_mask", config.num_heads);
   const auto eps = static_cast<Scalar>(c.real("layer_norm_eps", 1e-5));
   const Index inner = c.integer("dim_feedforward");
-  const LayerNorm<Scalar> norm1(c, "norm1", config.embed_dim, eps);
-  const LayerNorm<Scalar> norm2(c, "norm2", config.embed_dim, eps);
-  const Linear<Scalar> linear1(c, "linear1", config.embed_dim, inner);
-  const Linear<Scalar> linear2(c, "linear2", inner, config.embed_dim);
+  LayerNorm<Scalar> norm1(c, "norm1", config.embed_dim, eps);
+  LayerNorm<Scalar> norm2(c, "norm2", config.embed_dim, eps);
+  Linear<Scalar> linear1(c, "linear1", config.embed_dim, inner);
+  Linear<Scalar> linear2(c, "linear2", inner, config.embed_dim);
   const std::string activation = c.attribute("activation");
   const bool norm_first = c.flag("norm_first", false);
   if (x.cols() != config.embed_dim) throw std::runtime_error("src must be d_model wide");
@@ -115,12 +165,52 @@ void run(Case& c) {
         return forward<Scalar>(attention, z, nullptr, nullptr, masks, options).output;
       },
       "ignore(m) & bias(m)");
-  if (!masks.in_short()) return;
-  check_output(
-      [&](const Matrix<Scalar>& z) {
-        return forward_short<Scalar>(attention, z, nullptr, nullptr, masks, options)->output;
-      },
-      "no rule, causal() or lengths(n)");
+  if (masks.in_short()) {
+    check_output(
+        [&](const Matrix<Scalar>& z) {
+          return forward_short<Scalar>(attention, z, nullptr, nullptr, masks, options)->output;
+        },
+        "no rule, causal() or lengths(n)");
+  }
+
+  if (!c.has("grad_output")) return;
+  const Matrix<Scalar> grad_output = layout.rows(c.read<Scalar>("grad_output"));
+  const std::string way = "ignore(m) & bias(m)";
+  // x -> attention -> x1 -> feed-forward -> y, with the norms before or after; and back.
+  const auto attend = [&](const Matrix<Scalar>& z) {
+    return forward<Scalar>(attention, z, nullptr, nullptr, masks, options).output;
+  };
+  const auto attend_back = [&](const Matrix<Scalar>& z, const Matrix<Scalar>& grad) {
+    const auto gradients = backward<Scalar>(attention, z, nullptr, nullptr, masks, options, grad);
+    check_parameter_gradients<Scalar>(c, "self_attn.", gradients, way);
+    return gradients.query;
+  };
+  const auto feed_forward_back = [&](const Matrix<Scalar>& z, const Matrix<Scalar>& grad) {
+    const Matrix<Scalar> inside = linear1(z);
+    const Matrix<Scalar> grad_inside = linear2.backward(activate(inside, activation), grad)
+                                           .cwiseProduct(activation_slope(inside, activation));
+    return linear1.backward(z, grad_inside);
+  };
+  Matrix<Scalar> grad_x;
+  if (norm_first) {
+    const Matrix<Scalar> normal = norm1(x);
+    const Matrix<Scalar> x1 = x + attend(normal);
+    const Matrix<Scalar> grad_x1 =
+        grad_output + norm2.backward(x1, feed_forward_back(norm2(x1), grad_output));
+    grad_x = grad_x1 + norm1.backward(x, attend_back(normal, grad_x1));
+  } else {
+    const Matrix<Scalar> sum1 = x + attend(x);
+    const Matrix<Scalar> x1 = norm1(sum1);
+    const Matrix<Scalar> grad_sum2 = norm2.backward(x1 + feed_forward(x1), grad_output);
+    const Matrix<Scalar> grad_x1 = grad_sum2 + feed_forward_back(x1, grad_sum2);
+    const Matrix<Scalar> grad_sum1 = norm1.backward(sum1, grad_x1);
+    grad_x = grad_sum1 + attend_back(x, grad_sum1);
+  }
+  c.check("grad.src", layout.array(grad_x, options.batch), way);
+  norm1.check_gradients(c, "norm1", way);
+  norm2.check_gradients(c, "norm2", way);
+  linear1.check_gradients(c, "linear1", way);
+  linear2.check_gradients(c, "linear2", way);
 }
 
 }  // namespace

@@ -16,6 +16,50 @@ MultiHeadResult<Scalar> forward_shared(const TorchLayer<Scalar>& layer, const Ma
   return layer.forward(query, *key, *value, rule, options);
 }
 
+/// The backward pass in the same form.
+template <class Scalar, class RuleType>
+TorchGradients<Scalar> backward_shared(const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query,
+                                       const Matrix<Scalar>* key, const Matrix<Scalar>* value,
+                                       const RuleType& rule, MultiHeadOptions options,
+                                       const Matrix<Scalar>& grad_output) {
+  options.need_weights = options.average_weights = false;
+  TrainingPass<TorchLayer<Scalar>> pass;
+  if (key == nullptr) {
+    layer.forward_training(pass, query, rule, options);
+  } else if (value == nullptr) {
+    layer.forward_training(pass, query, *key, rule, options);
+  } else {
+    layer.forward_training(pass, query, *key, *value, rule, options);
+  }
+  TorchGradients<Scalar> gradients(layer);
+  layer.backward(gradients, pass, grad_output, rule, options);
+  return gradients;
+}
+
+/// Calls f with the masks in short, if there is a short way.
+template <class Masks, class F>
+void with_short_rule(const Masks& masks, const F& f) {
+  const auto in_short = masks.in_short();
+  if (!in_short) return;
+  if (in_short->causal && !in_short->lengths.empty()) {
+    f(causal() & lengths(in_short->lengths));
+  } else if (in_short->causal) {
+    f(causal());
+  } else if (!in_short->lengths.empty()) {
+    f(lengths(in_short->lengths));
+  } else {
+    f(All());
+  }
+}
+
+/// PyTorch's order: outputs x inputs.
+template <class Acc>
+Array<Acc> transposed(const Matrix<Acc>& weight) {
+  Array<Acc> result({weight.cols(), weight.rows()});
+  result.rows() = weight.transpose();
+  return result;
+}
+
 }  // namespace
 
 TokenLayout::TokenLayout(const std::string& name) {
@@ -120,17 +164,73 @@ template <class Scalar>
 std::optional<MultiHeadResult<Scalar>> forward_short(
     const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query, const Matrix<Scalar>* key,
     const Matrix<Scalar>* value, const TorchMasks<Scalar>& masks, const MultiHeadOptions& options) {
-  const auto in_short = masks.in_short();
-  if (!in_short) return std::nullopt;
-  const auto by = [&](const auto& rule) {
-    return forward_shared(layer, query, key, value, rule, options);
-  };
-  if (in_short->causal && !in_short->lengths.empty()) {
-    return by(causal() & lengths(in_short->lengths));
+  std::optional<MultiHeadResult<Scalar>> result;
+  with_short_rule(masks, [&](const auto& rule) {
+    result = forward_shared(layer, query, key, value, rule, options);
+  });
+  return result;
+}
+
+template <class Scalar>
+TorchGradients<Scalar> backward(const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query,
+                                const Matrix<Scalar>* key, const Matrix<Scalar>* value,
+                                const TorchMasks<Scalar>& masks, const MultiHeadOptions& options,
+                                const Matrix<Scalar>& grad_output) {
+  return backward_shared(layer, query, key, value, masks.rule(), options, grad_output);
+}
+
+template <class Scalar>
+std::optional<TorchGradients<Scalar>> backward_short(
+    const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query, const Matrix<Scalar>* key,
+    const Matrix<Scalar>* value, const TorchMasks<Scalar>& masks, const MultiHeadOptions& options,
+    const Matrix<Scalar>& grad_output) {
+  std::optional<TorchGradients<Scalar>> result;
+  with_short_rule(masks, [&](const auto& rule) {
+    result = backward_shared(layer, query, key, value, rule, options, grad_output);
+  });
+  return result;
+}
+
+template <class Scalar>
+void check_parameter_gradients(Case& c, const std::string& prefix,
+                               const TorchGradients<Scalar>& gradients, const std::string& way) {
+  using Acc = accumulator_t<Scalar>;
+  const auto name = [&](const char* parameter) { return "grad." + prefix + parameter; };
+  const auto inputs = {&gradients.q_proj, &gradients.k_proj, &gradients.v_proj};
+  if (c.has(name("in_proj_weight"))) {
+    Array<Acc> stacked({3 * gradients.q_proj.outputs(), gradients.q_proj.inputs()});
+    Index row = 0;
+    for (const auto* linear : inputs) {
+      stacked.rows().middleRows(row, linear->outputs()) = linear->weight.transpose();
+      row += linear->outputs();
+    }
+    c.check(name("in_proj_weight"), stacked, way);
+  } else {
+    c.check(name("q_proj_weight"), transposed<Acc>(gradients.q_proj.weight), way);
+    c.check(name("k_proj_weight"), transposed<Acc>(gradients.k_proj.weight), way);
+    c.check(name("v_proj_weight"), transposed<Acc>(gradients.v_proj.weight), way);
   }
-  if (in_short->causal) return by(causal());
-  if (!in_short->lengths.empty()) return by(lengths(in_short->lengths));
-  return by(All());
+  c.check(name("out_proj.weight"), transposed<Acc>(gradients.out_proj.weight), way);
+  const auto vector = [](const RowVector<Acc>& v, Shape shape) {
+    Array<Acc> result(std::move(shape));
+    result.values = v.transpose();
+    return result;
+  };
+  if (c.has(name("in_proj_bias"))) {
+    RowVector<Acc> stacked(3 * gradients.q_proj.outputs());
+    Index column = 0;
+    for (const auto* linear : inputs) {
+      stacked.segment(column, linear->outputs()) = linear->bias;
+      column += linear->outputs();
+    }
+    c.check(name("in_proj_bias"), vector(stacked, {stacked.size()}), way);
+    c.check(name("out_proj.bias"),
+            vector(gradients.out_proj.bias, {gradients.out_proj.bias.size()}), way);
+  }
+  if (c.has(name("bias_k"))) {
+    c.check(name("bias_k"), vector(gradients.bias_k, {1, 1, gradients.bias_k.size()}), way);
+    c.check(name("bias_v"), vector(gradients.bias_v, {1, 1, gradients.bias_v.size()}), way);
+  }
 }
 
 // NOLINTBEGIN(bugprone-macro-parentheses): a type stands without them
@@ -142,7 +242,17 @@ std::optional<MultiHeadResult<Scalar>> forward_short(
                                            const TorchMasks<Scalar>&, const MultiHeadOptions&); \
   template std::optional<MultiHeadResult<Scalar>> forward_short(                                \
       const TorchLayer<Scalar>&, const Matrix<Scalar>&, const Matrix<Scalar>*,                  \
-      const Matrix<Scalar>*, const TorchMasks<Scalar>&, const MultiHeadOptions&);
+      const Matrix<Scalar>*, const TorchMasks<Scalar>&, const MultiHeadOptions&);               \
+  template TorchGradients<Scalar> backward(const TorchLayer<Scalar>&, const Matrix<Scalar>&,    \
+                                           const Matrix<Scalar>*, const Matrix<Scalar>*,        \
+                                           const TorchMasks<Scalar>&, const MultiHeadOptions&,  \
+                                           const Matrix<Scalar>&);                              \
+  template std::optional<TorchGradients<Scalar>> backward_short(                                \
+      const TorchLayer<Scalar>&, const Matrix<Scalar>&, const Matrix<Scalar>*,                  \
+      const Matrix<Scalar>*, const TorchMasks<Scalar>&, const MultiHeadOptions&,                \
+      const Matrix<Scalar>&);                                                                   \
+  template void check_parameter_gradients(Case&, const std::string&,                            \
+                                          const TorchGradients<Scalar>&, const std::string&);
 // NOLINTEND(bugprone-macro-parentheses)
 
 MHA_INSTANTIATE(double)

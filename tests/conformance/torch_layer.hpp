@@ -109,4 +109,23 @@ std::optional<MultiHeadResult<Scalar>> forward_short(
     const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query, const Matrix<Scalar>* key,
     const Matrix<Scalar>* value, const TorchMasks<Scalar>& masks, const MultiHeadOptions& options);
 
+/// The layer's gradients by the same two ways, from that of the output.
+template <class Scalar>
+using TorchGradients = MultiHeadGradients<TorchLayer<Scalar>>;
+template <class Scalar>
+TorchGradients<Scalar> backward(const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query,
+                                const Matrix<Scalar>* key, const Matrix<Scalar>* value,
+                                const TorchMasks<Scalar>& masks, const MultiHeadOptions& options,
+                                const Matrix<Scalar>& grad_output);
+template <class Scalar>
+std::optional<TorchGradients<Scalar>> backward_short(
+    const TorchLayer<Scalar>& layer, const Matrix<Scalar>& query, const Matrix<Scalar>* key,
+    const Matrix<Scalar>* value, const TorchMasks<Scalar>& masks, const MultiHeadOptions& options,
+    const Matrix<Scalar>& grad_output);
+
+/// Checks the gradients of the parameters against those stored under PyTorch's names.
+template <class Scalar>
+void check_parameter_gradients(Case& c, const std::string& prefix,
+                               const TorchGradients<Scalar>& gradients, const std::string& way);
+
 }  // namespace mha::conformance

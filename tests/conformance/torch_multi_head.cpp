@@ -57,6 +57,23 @@ void run(Case& c) {
   if (const auto result = forward_short(layer, q, own_key, own_value, masks, options)) {
     check_result(*result, "no rule, causal() or lengths(n)");
   }
+  if (!c.has("grad_output")) return;
+  const Matrix<Scalar> grad_output = layout.rows(c.read<Scalar>("grad_output"));
+  const auto check_gradients = [&](const TorchGradients<Scalar>& gradients,
+                                   const std::string& way) {
+    c.check("grad.query", layout.array(gradients.query, options.batch), way);
+    if (own_key != nullptr) c.check("grad.key", layout.array(gradients.key, options.batch), way);
+    if (own_value != nullptr) {
+      c.check("grad.value", layout.array(gradients.value, options.batch), way);
+    }
+    check_parameter_gradients<Scalar>(c, "", gradients, way);
+  };
+  check_gradients(backward(layer, q, own_key, own_value, masks, options, grad_output),
+                  "ignore(m) & bias(m)");
+  if (const auto gradients =
+          backward_short(layer, q, own_key, own_value, masks, options, grad_output)) {
+    check_gradients(*gradients, "no rule, causal() or lengths(n)");
+  }
 }
 
 }  // namespace

@@ -46,6 +46,27 @@ void run(Case& c) {
   });
   check_outputs(
       [&](const AttentionOutputs<Scalar>& outputs) { return attend_short(call, outputs); });
+
+  if (!c.has("grad_output")) return;
+  const Array<Scalar> grad_output = c.read<Scalar>("grad_output");
+  const auto check_gradients = [&](const auto& backward_it) {
+    Array<Scalar> grad_q(q.shape);
+    Array<Scalar> grad_k(k.shape);
+    Array<Scalar> grad_v(v.shape);
+    const std::string way =
+        backward_it(AttentionGradientOutputs<Scalar>{grad_q.view(), grad_k.view(), grad_v.view()});
+    if (way.empty()) return;
+    c.check("grad.Q", grad_q, way);
+    c.check("grad.K", grad_k, way);
+    c.check("grad.V", grad_v, way);
+  };
+  check_gradients([&](const AttentionGradientOutputs<Scalar>& gradients) -> std::string {
+    backward(call, std::as_const(grad_output).view(), gradients);
+    return "general rule";
+  });
+  check_gradients([&](const AttentionGradientOutputs<Scalar>& gradients) {
+    return backward_short(call, std::as_const(grad_output).view(), gradients);
+  });
 }
 
 }  // namespace

@@ -197,7 +197,7 @@ class GradientTile : public QueryTile<In, In, T> {
       kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
                         s.begin);
     }
-    kernels_.exponentiate(p, keys, vectors, to_.lse + lane, at_.row_sum + lane, unit_);
+    kernels_.weights(p, keys, vectors, to_.lse + lane, unit_);
 
     // dP^T, dS^T
     Product<T> x = product_of(keys, vectors, value.cols);

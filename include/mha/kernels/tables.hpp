@@ -129,6 +129,10 @@ struct Kernels {
   /// s = cap * tanh(s / cap) over rows of a panel.
   void (*softcap)(T* s, Index rows, Index row_stride, Index vectors, T cap);
 
+  /// s[j][l] = 2^((s[j][l] - lse[l]) * unit): weights once more. Not below 2^-1074 for double, 2^-64 for
+  /// float.
+  void (*weights)(T* s, Index keys, Index vectors, const T* lse, T unit);
+
   /// sum[l] = sum over rows of a[r][l] * b[r][l], in order.
   void (*dot)(const T* a, const T* b, Index rows, Index vectors, T* sum);
 

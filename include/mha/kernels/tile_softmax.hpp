@@ -11,6 +11,33 @@
 #else
 namespace mha::kernels::MHA_TARGET {
 
+/// scale * 2^r for |r| <= 1/2, by a near-minimax polynomial with constant term 1.
+template <class T>
+MHA_INLINE Vec<T> exp2_fraction(Vec<T> r, T scale) {
+  Vec<T> p;
+  if constexpr (sizeof(T) == 4) {
+    p = all<T>(1.3264739e-3f * scale);
+    p = p * r + all<T>(9.6715167e-3f * scale);
+    p = p * r + all<T>(5.5507336e-2f * scale);
+    p = p * r + all<T>(2.4022242e-1f * scale);
+    p = p * r + all<T>(6.9314700e-1f * scale);
+  } else {
+    p = all<T>(4.4549605981865186e-10 * scale);
+    p = p * r + all<T>(7.0725859492692234e-09 * scale);
+    p = p * r + all<T>(1.0178062445845774e-07 * scale);
+    p = p * r + all<T>(1.3215442587921689e-06 * scale);
+    p = p * r + all<T>(1.5252733829836119e-05 * scale);
+    p = p * r + all<T>(1.5403530441736051e-04 * scale);
+    p = p * r + all<T>(1.3333558146416936e-03 * scale);
+    p = p * r + all<T>(9.6181291076068882e-03 * scale);
+    p = p * r + all<T>(5.5504108664821597e-02 * scale);
+    p = p * r + all<T>(2.4022650695910097e-01 * scale);
+    p = p * r + all<T>(6.9314718055994529e-01 * scale);
+  }
+  p = p * r + all<T>(scale);
+  return p;
+}
+
 /// 2^x for x <= 64 (float) or 512 (double), with a relative error of at most 1.75e-7 and 1.4e-16, or
 /// 2e-7 and 1.9e-16 without fused multiply-adds (test_kernels.cpp measures it); exactly 1 at 0,
 /// exactly 0 from x = -64 (-512) downwards, NaN for
@@ -33,29 +60,34 @@ MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
   Vec<T> n = shifted - all<T>(kRound);
   keep_rounding(n);
   const Vec<T> r = x - n;
-  Vec<T> p;
-  if constexpr (kFloat) {
-    p = all<T>(1.3264739e-3f * kBias);
-    p = p * r + all<T>(9.6715167e-3f * kBias);
-    p = p * r + all<T>(5.5507336e-2f * kBias);
-    p = p * r + all<T>(2.4022242e-1f * kBias);
-    p = p * r + all<T>(6.9314700e-1f * kBias);
-  } else {
-    p = all<T>(4.4549605981865186e-10 * kBias);
-    p = p * r + all<T>(7.0725859492692234e-09 * kBias);
-    p = p * r + all<T>(1.0178062445845774e-07 * kBias);
-    p = p * r + all<T>(1.3215442587921689e-06 * kBias);
-    p = p * r + all<T>(1.5252733829836119e-05 * kBias);
-    p = p * r + all<T>(1.5403530441736051e-04 * kBias);
-    p = p * r + all<T>(1.3333558146416936e-03 * kBias);
-    p = p * r + all<T>(9.6181291076068882e-03 * kBias);
-    p = p * r + all<T>(5.5504108664821597e-02 * kBias);
-    p = p * r + all<T>(2.4022650695910097e-01 * kBias);
-    p = p * r + all<T>(6.9314718055994529e-01 * kBias);
-  }
-  p = p * r + all<T>(kBias);
+  const Vec<T> p = exp2_fraction<T>(r, kBias);
   const IntVec<T> bits = reinterpret_cast<IntVec<T> >(shifted) << kFractionBits;
   return p * reinterpret_cast<Vec<T> >(bits);
+}
+
+/// The same down to the smallest subnormal number, for double: 2^n in two factors. Gradients through
+/// weights that small may stand alone. For float, whose products would meet subnormal numbers in
+/// practice, exp2_of().
+template <class T>
+MHA_INLINE Vec<T> exp2_far(Vec<T> x) {
+  if constexpr (sizeof(T) == 4) {
+    return exp2_of<T>(x);
+  } else {
+    constexpr T kRound = T(6755399441055744);  // 1.5 * 2^52, as in exp2_of()
+    x = larger<T>(all<T>(-1100), x);           // in this order: NaN stays
+    Vec<T> n = x + all<T>(kRound);
+    keep_rounding(n);
+    n = n - all<T>(kRound);
+    keep_rounding(n);
+    const Vec<T> near = larger<T>(all<T>(-512), n);
+    Vec<T> first = near + all<T>(kRound + T(1023));
+    keep_rounding(first);
+    Vec<T> second = n - near + all<T>(kRound + T(1023));
+    keep_rounding(second);
+    const Vec<T> p = exp2_fraction<T>(x - n, T(1)) *
+                     reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(first) << 52);
+    return p * reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(second) << 52);
+  }
 }
 
 /// row_max, or 0 where it is -infinity: nothing was seen, or only scores of -infinity. Told by the
