@@ -171,18 +171,19 @@ class LayerGradient : public LayerPass<Layer> {
     const MultiHeadConfig& c = layer_.config();
     const auto inputs = this->inputs_of(tape.query_, tape.key_, tape.value_);
     const bool one = inputs == Pass::Inputs::one_matrix;
-    grads.query.setZero(tape.query_.rows, tape.query_.cols);
-    grads.key.setZero(one ? 0 : tape.key_.rows, one ? 0 : tape.key_.cols);
+    grads.query.resize(tape.query_.rows, tape.query_.cols);
+    grads.key.resize(one ? 0 : tape.key_.rows, one ? 0 : tape.key_.cols);
     const bool apart = inputs == Pass::Inputs::all_apart;
-    grads.value.setZero(apart ? tape.value_.rows : 0, apart ? tape.value_.cols : 0);
-    if (!tape.memory_) return;
+    grads.value.resize(apart ? tape.value_.rows : 0, apart ? tape.value_.cols : 0);
+    if (!tape.memory_) return;  // no rows at all
     const LayerMemory<Acc>& memory = *tape.memory_;
 
     // y = concat W_O + b_O
     const MatrixView<const Acc> grad_y = widened(grad_output, tape.grad_output_);
     tape.grad_concat_.resize(memory.concat.rows, memory.concat.cols);
     {
-      const ProjectionGradients<Acc> products(options.executor, tape.scratch_);
+      const ProjectionGradients<Acc> products(options.executor, tape.scratch_, memory.concat.rows,
+                                              memory.concat.cols);
       products.add_parameters(grads.out_proj, memory.concat, grad_y);
       Matrix<Acc> copy;
       products.to_input(view_of(tape.grad_concat_), grad_y, widened(layer_.out_proj.weight, copy),
@@ -221,7 +222,9 @@ class LayerGradient : public LayerPass<Layer> {
     }
 
     // q = x W_Q + b_Q, and so on
-    const ProjectionGradients<Acc> products(options.executor, tape.scratch_);
+    const ProjectionGradients<Acc> products(
+        options.executor, tape.scratch_, std::max(tape.query_.rows, tape.key_.rows),
+        std::max({tape.query_.cols, tape.key_.cols, tape.value_.cols}));
     add_projection(products, grads.q_proj, layer_.q_proj, tape.query_, view_of(tape.grad_q_),
                    view_of(grads.query), false);
     Matrix<Acc>& grad_key = one ? grads.query : grads.key;

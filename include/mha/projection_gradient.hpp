@@ -18,12 +18,14 @@ class ProjectionGradients {
  public:
   using View = MatrixView<const Acc>;
 
-  ProjectionGradients(const Executor& executor, Workspace& workspace) : executor_(executor) {
+  /// @param tokens, inputs  of the largest x
+  ProjectionGradients(const Executor& executor, Workspace& workspace, [[maybe_unused]] Index tokens,
+                      [[maybe_unused]] Index inputs)
+      : executor_(executor) {
 #if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       workers_ = executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
-      workspace.reserve(static_cast<std::size_t>(workers_) *
-                        kernels::PanelProducts<Acc>::bytes_per_worker());
+      workspace.reserve(kernels::PanelProducts<Acc>::bytes(workers_, tokens, inputs));
       memory_ = workspace.data();
     }
 #else
@@ -37,8 +39,17 @@ class ProjectionGradients {
     const MatrixView<Acc> weight{gradient.weight.data(), gradient.weight.rows(),
                                  gradient.weight.cols(), gradient.weight.cols(), 1};
     if (gradient.has_bias()) {
-      for (Index i = 0; i < y.rows; ++i) {
-        for (Index c = 0; c < y.cols; ++c) gradient.bias(c) += y(i, c);
+      if constexpr (has_fast_path<Acc>) {
+        using Rows = Eigen::Map<const Matrix<Acc>, 0, Eigen::OuterStride<>>;
+        if (y.col_stride == 1) {  // in the rows' order, column by column: the same bits anywhere
+          const Rows rows(y.data, y.rows, y.cols, Eigen::OuterStride<>(y.row_stride));
+          for (Index i = 0; i < y.rows; ++i) gradient.bias += rows.row(i);
+        }
+      }
+      if (!has_fast_path<Acc> || y.col_stride != 1) {
+        for (Index i = 0; i < y.rows; ++i) {
+          for (Index c = 0; c < y.cols; ++c) gradient.bias(c) += y(i, c);
+        }
       }
     }
 #if MHA_KERNELS

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
 // What y = x W + b asks for in the backward pass, on the kernels' register tile:
-//     dW += x^T dy      [input][output]   panels of 64 columns of dy, the tokens are the depth
+//     dW += x^T dy      [input][output]   panels of 64 columns of dy, the tokens are the depth; x is
+//                                         transposed first, so that these lie side by side
 //     dx  = dy W^T      [token][input]    panels of 64 rows of W, transposed
 // Either way an entry is one chain of multiply-adds, over the tokens or the outputs in order: the same
 // bits for any number of threads.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "mha/kernels/project.hpp"
 
@@ -21,15 +23,19 @@ class PanelProducts {
  public:
   static constexpr Index kWide = kLanes<T>;
 
-  /// Bytes that one worker needs.
-  static std::size_t bytes_per_worker() {
-    Arena arena(nullptr);
-    take(arena);
-    return arena.used();
+  /// Bytes that so many workers need for x of these sizes.
+  static std::size_t bytes(Index workers, Index tokens, Index inputs) {
+    return static_cast<std::size_t>(workers) * bytes_per_worker() +
+           static_cast<std::size_t>(inputs * transposed_stride(tokens)) * sizeof(T);
   }
 
   PanelProducts(const Executor& executor, std::byte* memory, Index workers)
-      : kernels_(table<T>(target())), executor_(executor), memory_(memory), workers_(workers) {}
+      : kernels_(table<T>(target())),
+        executor_(executor),
+        memory_(memory),
+        workers_(workers),
+        transposed_(reinterpret_cast<T*>(memory +
+                                         static_cast<std::size_t>(workers) * bytes_per_worker())) {}
 
   /// weight += x^T y.
   void add_outer(const MatrixView<T>& weight, const MatrixView<const T>& x,
@@ -37,11 +43,24 @@ class PanelProducts {
     const auto panel = [&](Index token, Index tokens, Index col, Index cols, Index lanes, T* to) {
       for (Index k = 0; k < tokens; ++k, to += kWide) {
         const T* const from = &y(token + k, col);
-        for (Index c = 0; c < cols; ++c) to[c] = from[c * y.col_stride];
+        if (y.col_stride == 1) {
+          std::memcpy(to, from, static_cast<std::size_t>(cols) * sizeof(T));
+        } else {
+          for (Index c = 0; c < cols; ++c) to[c] = from[c * y.col_stride];
+        }
         std::fill(to + cols, to + lanes, T(0));
       }
     };
-    run({x.data, x.cols, x.rows, x.col_stride, x.row_stride}, weight, true, panel);
+    const Index stride = transposed_stride(x.rows);
+    const Index blocks = x.rows == 0 ? 0 : (x.cols + kWide - 1) / kWide;
+    share(blocks, std::min(workers_, blocks), executor_, [&](Index n, Index /*worker*/) {
+      const MatrixView<const T> cols =
+          x.middle_cols(n * kWide, std::min(kWide, x.cols - n * kWide));
+      kernels_.pack(cols.data, cols.row_stride, cols.col_stride, cols.rows, cols.cols, T(1),
+                    transposed_ + n * kWide * stride, stride,
+                    round_up(x.rows, kernels_.vector_lanes));
+    });
+    run({transposed_, x.cols, x.rows, stride, 1}, weight, true, panel);
   }
 
   /// x = y weight^T, or x += it.
@@ -60,6 +79,17 @@ class PanelProducts {
     T* panel;
     T* tail;
   };
+  static std::size_t bytes_per_worker() {
+    Arena arena(nullptr);
+    take(arena);
+    return arena.used();
+  }
+  /// Whole lines, and never a multiple of 2 KiB, whose rows would share few lines of the cache.
+  static Index transposed_stride(Index tokens) {
+    constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+    const Index stride = round_up(tokens, kLine);
+    return stride % (32 * kLine) == 0 ? stride + kLine : stride;
+  }
   static Memory take(Arena& arena) {
     T* const panel = arena.take<T>(kPanelDepth * kWide);
     return {panel, arena.take<T>(kRowBlock * kWide)};
@@ -112,6 +142,12 @@ class PanelProducts {
         p.c = direct ? c.data : at.tail;
         p.c_row = direct ? c.row_stride : kWide;
         p.fetch[0] = p.fetch[1] = p.a;
+        if (a.col_stride == 1 && a.row_stride < 2 * p.depth) {  // what the next strip reads
+          p.fetch[0] = p.a + 6 * a.row_stride;
+          p.fetch[1] = p.a + 12 * a.row_stride;
+          p.fetch_step = 12 * a.row_stride / p.depth;
+          p.fetch_strip = 12 * a.row_stride;
+        }
         if (!direct && p.accumulate) {
           for (Index i = 0; i < p.rows; ++i) {
             for (Index j = 0; j < c.cols; ++j) at.tail[i * kWide + j] = c(r + i, j);
@@ -131,6 +167,7 @@ class PanelProducts {
   const Executor& executor_;
   std::byte* const memory_;
   const Index workers_;
+  T* const transposed_;
 };
 
 }  // namespace mha::kernels
