@@ -127,6 +127,15 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
   for (Index j = 0; j < key.rows; ++j) {
     const Acc* const key_sum = memory.grad_key + j * memory.wide_head;
     const Acc* const value_sum = memory.grad_value + j * memory.wide_value;
+    if constexpr (std::is_same_v<In, Acc>) {
+      if (key.col_stride == 1 && value.col_stride == 1) {
+        using Row = Eigen::Map<Eigen::Array<Acc, 1, Eigen::Dynamic>>;
+        using ConstRow = Eigen::Map<const Eigen::Array<Acc, 1, Eigen::Dynamic>>;
+        Row(&key(j, 0), key.cols) = ConstRow(key_sum, key.cols) * calls.scale;
+        Row(&value(j, 0), value.cols) = ConstRow(value_sum, value.cols);
+        continue;
+      }
+    }
     for (Index d = 0; d < key.cols; ++d) key(j, d) = convert<In>(Acc(key_sum[d] * calls.scale));
     for (Index c = 0; c < value.cols; ++c) value(j, c) = convert<In>(value_sum[c]);
   }

@@ -174,8 +174,13 @@ class GradientTile : public QueryTile<In, In, T> {
 
   void copy_rows(const MatrixView<const In>& all, T* rows, Index wide) const {
     for (Index l = 0; l < count_; ++l) {
-      for (Index c = 0; c < all.cols; ++c) {
-        rows[l * wide + c] = mha::detail::convert<T>(all(first_ + l, c));
+      if (std::is_same_v<In, T> && all.col_stride == 1) {
+        std::memcpy(rows + l * wide, all.data + (first_ + l) * all.row_stride,
+                    static_cast<std::size_t>(all.cols) * sizeof(T));
+      } else {
+        for (Index c = 0; c < all.cols; ++c) {
+          rows[l * wide + c] = mha::detail::convert<T>(all(first_ + l, c));
+        }
       }
       std::fill(rows + l * wide + all.cols, rows + (l + 1) * wide, T(0));
     }
