@@ -2,7 +2,8 @@
 //
 // A trained layer with the activations that entered and left it: x, wq bq wk bk wv bv wo bo as
 // [out, in] (y = x W^T + b), perhaps key_keep_mask (1 = keep), y and attn [batch, head, query,
-// key]. One sequence has no batch axis.
+// key]. One sequence has no batch axis. A file with "for_file" in its metadata has grad_y and the
+// gradients of that file's x and parameters.
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
@@ -15,6 +16,8 @@ namespace {
 
 constexpr double kOutputTolerance = 2e-6;  // times the largest |y|
 constexpr double kWeightTolerance = 1e-5;
+// Of a gradient, times its largest entry; that of bk is 0 in theory, a sum of numbers of bq's size.
+constexpr double kGradientTolerance = 2e-6;
 
 struct LayerMask {
   Array<bool> keep{{1, 1, 1, 1}, true};
@@ -54,8 +57,60 @@ double largest(const Array<float>& x) {
 
 }  // namespace
 
+namespace {
+
+void check_gradients(Case& c, Case& of) {
+  const Array<float> x = of.read<float>("x");
+  MultiHeadConfig config;
+  config.embed_dim = x.columns();
+  config.num_heads = std::strtoll(of.metadata("heads").c_str(), nullptr, 10);
+  config.head_dim = std::strtoll(of.metadata("head_dim").c_str(), nullptr, 10);
+  config.out_dim = of.shape("wo").at(0);
+  using Layer = MultiHead<float, Eigen::Dynamic>;
+  Layer layer(config);
+  read_projection(of, "q", layer.q_proj);
+  read_projection(of, "k", layer.k_proj);
+  read_projection(of, "v", layer.v_proj);
+  read_projection(of, "o", layer.out_proj);
+  if (of.metadata("causal", "0") != "0" || of.has("key_keep_mask") || x.rank() != 2) {
+    throw std::runtime_error("expected one sequence without a mask");
+  }
+  const Array<float> grad_y = c.read<float>("grad_y");
+  const Matrix<float> rows = x.rows();
+  TrainingPass<Layer> pass;
+  layer.forward_training(pass, rows);
+  MultiHeadGradients<Layer> gradients(layer);
+  layer.backward(gradients, pass, Matrix<float>(grad_y.rows()));
+  double biases = 0;
+  const auto check = [&](const std::string& name, const Matrix<float>& gradient, double size) {
+    Array<float> got(c.shape(name));
+    if (got.values.size() != gradient.size()) throw std::runtime_error(name + ": another size");
+    got.values = Eigen::Map<const Vector<float>>(gradient.data(), gradient.size());
+    c.check(name, got, "no rule", kGradientTolerance * size);
+  };
+  const auto check_own = [&](const std::string& name, const Matrix<float>& gradient) {
+    check(name, gradient, largest(c.read<float>(name)));
+  };
+  check_own("grad_x", gradients.query);
+  check_own("grad_wq", gradients.q_proj.weight.transpose());
+  check_own("grad_wk", gradients.k_proj.weight.transpose());
+  check_own("grad_wv", gradients.v_proj.weight.transpose());
+  check_own("grad_wo", gradients.out_proj.weight.transpose());
+  check_own("grad_bq", gradients.q_proj.bias);
+  check_own("grad_bv", gradients.v_proj.bias);
+  check_own("grad_bo", gradients.out_proj.bias);
+  biases = std::max(largest(c.read<float>("grad_bq")), largest(c.read<float>("grad_bv")));
+  check("grad_bk", gradients.k_proj.bias, biases);
+}
+
+}  // namespace
+
 void run_layer_file(Case& c) {
-  if (c.metadata("for_file") != "") throw Skip("gradients: the library computes forward only");
+  if (const std::string name = c.metadata("for_file"); !name.empty()) {
+    const std::string folder = c.path().substr(0, c.path().find_last_of('/') + 1);
+    Case of(folder + name);
+    return check_gradients(c, of);
+  }
   const Array<float> x = c.read<float>("x");
   if (x.rank() != 2 && x.rank() != 3) throw std::runtime_error("x must have rank 2 or 3");
   const auto number = [&](const std::string& key) {
