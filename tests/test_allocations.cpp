@@ -129,10 +129,13 @@ void for_every_rule(const Inputs<Scalar>& x, const F& f) {
   with("alibi with slopes", mha::alibi(slopes));
   with("one sink", mha::sinks(0.5));
   with("a sink per head", mha::sinks(slopes));
+  const auto slope = [](Acc, Index, Index, Index i, Index j) { return i == j ? Acc(1) : Acc(0.5); };
   with("score_mod",
-       mha::score_mod([](Acc s, Index, Index, Index i, Index j) { return i == j ? s : s / 2; }));
+       mha::score_mod([](Acc s, Index, Index, Index i, Index j) { return i == j ? s : s / 2; },
+                      slope));
   with("score_mod of lanes", mha::score_mod([](Lanes<Acc> s, Index, Index, Lanes<int> i,
-                                               Lanes<int> j) { return select(i == j, s, s / 2); }));
+                                               Lanes<int> j) { return select(i == j, s, s / 2); },
+                                            slope));
   with("many", mha::causal() & mha::window(900, -1) & mha::lengths({kv_len, kv_len / 3}) &
                    mha::keep(kept) & mha::bias(bias) & mha::alibi(slopes) & mha::softcap(20.0) &
                    mha::sinks(slopes));
@@ -340,6 +343,59 @@ TEMPLATE_TEST_CASE("a layer with a workspace allocates for the first call of a s
         }
       }
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("with a workspace, only the first backward pass of a shape allocates",
+                   "[allocations][gradient]", float, double, Eigen::half) {
+  using Scalar = TestType;
+  Inputs<Scalar> x(70, 140, 20, 12);
+  const auto grad_output = random_tensor<Scalar>(x.result.output.sizes(), 6);
+  Tensor<Scalar> grad_query(x.query.sizes());
+  Tensor<Scalar> grad_key(x.key.sizes());
+  Tensor<Scalar> grad_value(x.value.sizes());
+  mha::ThreadPool pool(2);
+  for (const bool threads : {false, true}) {
+    for_every_rule(x, [&](const auto& rule) {
+      mha::Workspace workspace;
+      mha::AttentionOptions options;
+      options.workspace = &workspace;
+      if (threads) options.executor = pool;
+      const auto both = [&] {
+        const mha::AttentionOutputs<Scalar> forward{.output = x.result.output.view(),
+                                                    .lse = x.result.lse.view()};
+        mha::attention_into(forward, x.query, x.key, x.value, rule, options);
+        mha::attention_backward_into(
+            mha::AttentionGradientOutputs<Scalar>{grad_query.view(), grad_key.view(),
+                                                  grad_value.view()},
+            grad_output, x.query, x.key, x.value, forward, rule, options);
+      };
+      both();
+      CHECK(allocations_of(both) == 0);
+    });
+  }
+}
+
+TEMPLATE_TEST_CASE("a layer's training pass allocates in the first step alone",
+                   "[allocations][gradient]", float, double) {
+  using Layer = mha::MultiHead<TestType, Eigen::Dynamic>;
+  for (const bool extra : {false, true}) {
+    mha::MultiHeadConfig config{.embed_dim = 24, .num_heads = 4, .kv_heads = 2};
+    config.add_bias_kv = config.add_zero_attn = extra;
+    config.rotary = mha::Rotary{.pairs = mha::RotaryPairs::half};
+    const Layer layer(config);
+    const auto x = mha::test::random_matrix<TestType>(2 * 70, 24, 1);
+    const auto grad = mha::test::random_matrix<TestType>(2 * 70, 24, 2);
+    mha::TrainingPass<Layer> pass;
+    mha::MultiHeadGradients<Layer> gradients(layer);
+    const mha::MultiHeadOptions options{.batch = 2};
+    const auto step = [&] {
+      gradients.set_zero();
+      layer.forward_training(pass, x, mha::causal(), options);
+      layer.backward(gradients, pass, grad, mha::causal(), options);
+    };
+    step();
+    CHECK(allocations_of(step) == 0);
   }
 }
 
