@@ -2,6 +2,7 @@
 //
 // The backward pass: against hand-computed gradients, central differences and dual numbers over a
 // random grid of all options at once, and what it promises about masks and bits.
+#include <mha/dropout.hpp>
 #include <mha/gradient.hpp>
 
 #include <random>
@@ -382,4 +383,89 @@ TEMPLATE_TEST_CASE("any number of threads gives the same gradients", "[gradient]
       same(grads.value, serial.value);
     }
   }
+}
+
+namespace {
+
+/// A head of ones: query and key 0, so that all weights are 1 / kv_len, and values of a column of
+/// ones, so that the output counts the kept weights.
+template <class T>
+Matrix<T> dropout_counts(Index query_len, Index kv_len, double p, std::uint64_t seed,
+                         const mha::AttentionOptions& options = {}) {
+  const Matrix<T> q = Matrix<T>::Zero(query_len, 2);
+  const Matrix<T> k = Matrix<T>::Zero(kv_len, 2);
+  const Matrix<T> v = Matrix<T>::Identity(kv_len, kv_len) * T(static_cast<double>(kv_len));
+  return mha::scaled_dot_product_attention(q, k, v, mha::dropout(p, seed), options);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("dropout keeps weights at its rate and divides them by 1 - p", "[dropout]",
+                   float, double, long double) {
+  for (const double p : {0.1, 0.5, 0.9}) {
+    const Matrix<TestType> kept = dropout_counts<TestType>(300, 200, p, 7);
+    Index count = 0;
+    for (Index k = 0; k < kept.size(); ++k) {
+      const auto weight = static_cast<double>(kept.data()[k]);
+      const bool is_kept = weight != 0;
+      count += is_kept ? 1 : 0;
+      if (is_kept) CHECK(std::abs(weight - 1 / (1 - p)) < 1e-5);
+    }
+    // 60,000 draws: the rate's deviation is sqrt(p (1 - p) / 60000) <= 0.0021.
+    CHECK(std::abs(static_cast<double>(count) / 60000 - (1 - p)) < 4 * 0.0021);
+  }
+  CHECK(dropout_counts<TestType>(5, 9, 0, 1) == Matrix<TestType>::Ones(5, 9));
+  CHECK(dropout_counts<TestType>(5, 9, 1, 1) == Matrix<TestType>::Zero(5, 9));
+  CHECK_THROWS_AS(mha::dropout(1.5, 1), std::invalid_argument);
+}
+
+TEST_CASE("dropout's mask depends on seed, head and position alone", "[dropout]") {
+  const Matrix<double> whole = dropout_counts<double>(300, 200, 0.4, 3);
+  CHECK(dropout_counts<double>(3, 200, 0.4, 3) == whole.topRows(3));  // few rows: other kernels
+  CHECK(dropout_counts<float>(300, 200, 0.4, 3).cast<bool>() == whole.cast<bool>());
+  CHECK(dropout_counts<long double>(300, 200, 0.4, 3).cast<bool>() == whole.cast<bool>());
+  CHECK(dropout_counts<double>(300, 200, 0.4, 4).cast<bool>() != whole.cast<bool>());
+  for (const mha::kernels::Target t : available_targets()) {
+    const UsingTarget use(t);
+    CHECK(dropout_counts<float>(300, 200, 0.4, 3).cast<bool>() == whole.cast<bool>());
+  }
+}
+
+TEMPLATE_TEST_CASE("gradients through dropout are those of the formula", "[dropout][gradient]",
+                   float, double) {
+  using T = TestType;
+  const std::array<Index, 7> sizes{2, 4, 2, 70, 140, 12, 9};
+  const auto rule = mha::causal_lower_right() & mha::dropout(0.3, 11) & mha::softcap(3.0);
+  const auto expected = gradients_as<long double>(sizes, rule);
+  const auto actual = gradients_as<T>(sizes, rule);
+  for_each_gradient(actual, expected, [&](const char* name, const auto& a, const auto& b) {
+    CAPTURE(name);
+    long double largest = 0;
+    long double worst = 0;
+    for (Index n = 0; n < b.sizes()[0] * b.sizes()[1] * b.sizes()[2] * b.sizes()[3]; ++n) {
+      largest = std::max(largest, std::abs(b.data()[n]));
+      worst = std::max(worst, std::abs(b.data()[n] - static_cast<long double>(a.data()[n])));
+    }
+    CHECK(worst <= 32 * static_cast<long double>(eps_of<T>()) * largest);
+  });
+}
+
+TEST_CASE("wrong shapes of a backward pass are named before anything is written",
+          "[gradient][errors]") {
+  using mha::test::ContainsSubstring;
+  const auto q = random_tensor<float>({1, 2, 3, 4}, 1);
+  const auto k = random_tensor<float>({1, 1, 5, 4}, 2);
+  const auto v = random_tensor<float>({1, 1, 5, 6}, 3);
+  const auto g = random_tensor<float>({1, 2, 3, 6}, 4);
+  const auto forward = mha::attention_forward(q, k, v, {.need_lse = true});
+  CHECK_NOTHROW(mha::attention_backward(g, q, k, v, forward));
+  const auto wrong = random_tensor<float>({1, 2, 4, 6}, 4);
+  CHECK_THROWS_WITH(mha::attention_backward(wrong, q, k, v, forward),
+                    ContainsSubstring("grad_output must have size 3 along axis 2, got 4"));
+  const auto without_lse = mha::attention_forward(q, k, v);
+  CHECK_THROWS_WITH(mha::attention_backward(g, q, k, v, without_lse),
+                    ContainsSubstring("the forward lse (need_lse)"));
+  Tensor<float> bias_gradient({1, 1, 3, 4});
+  const auto bias = random_tensor<float>({1, 1, 3, 5}, 5);
+  CHECK_THROWS_WITH(mha::bias(bias, bias_gradient), ContainsSubstring("the bias's shape"));
 }

@@ -22,6 +22,7 @@ class ExtraKeys {
   static constexpr bool kMayMask = true;
   template <class T>
   static constexpr bool kTakesLanes = false;
+  static constexpr bool kHasDropout = RuleSet::kHasDropout;
   static constexpr bool kHasSoftcap = RuleSet::kHasSoftcap;
   static constexpr bool kAdditiveScore = RuleSet::kAdditiveScore;
   static constexpr bool kCollectsGradient = RuleSet::kCollectsGradient;
@@ -31,6 +32,7 @@ class ExtraKeys {
   ExtraKeys(const RuleSet& rules, bool bias_key, bool zero_sink)
       : rules_(rules), bias_key_(bias_key), zero_sink_(zero_sink) {}
 
+  auto dropout() const { return rules_.dropout(); }
   bool only_ranges() const { return !bias_key_ && rules_.only_ranges(); }
 
   Extent placed(const Extent& extent, Index b, Index h) const {

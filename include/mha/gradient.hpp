@@ -132,12 +132,13 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
         using Row = Eigen::Map<Eigen::Array<Acc, 1, Eigen::Dynamic>>;
         using ConstRow = Eigen::Map<const Eigen::Array<Acc, 1, Eigen::Dynamic>>;
         Row(&key(j, 0), key.cols) = ConstRow(key_sum, key.cols) * calls.scale;
-        Row(&value(j, 0), value.cols) = ConstRow(value_sum, value.cols);
+        Row(&value(j, 0), value.cols) = ConstRow(value_sum, value.cols) * calls.dropout_scale;
         continue;
       }
     }
     for (Index d = 0; d < key.cols; ++d) key(j, d) = convert<In>(Acc(key_sum[d] * calls.scale));
-    for (Index c = 0; c < value.cols; ++c) value(j, c) = convert<In>(value_sum[c]);
+    for (Index c = 0; c < value.cols; ++c)
+      value(j, c) = convert<In>(Acc(value_sum[c] * calls.dropout_scale));
   }
 }
 

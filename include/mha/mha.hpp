@@ -19,6 +19,7 @@
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
 //     gradient.hpp     the backward pass of attention; reference_gradient.hpp: its formulas;
 //                      layer_gradient.hpp: that of the layer, TrainingPass, MultiHeadGradients
+//     dropout.hpp      dropout of attention weights, in training
 //     dual.hpp         Dual: numbers that carry a derivative
 //     executor.hpp     Executor, ThreadPool
 //     workspace.hpp    Workspace: memory of yours, so that calls allocate nothing
@@ -31,6 +32,7 @@
 #pragma once
 
 #include "mha/attention.hpp"
+#include "mha/dropout.hpp"
 #include "mha/gradient.hpp"
 #include "mha/multi_head.hpp"
 #include "mha/rotary.hpp"

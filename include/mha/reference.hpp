@@ -33,6 +33,25 @@ struct HeadTask {
 
 namespace reference {
 
+/// The weights after dropout: themselves without, else in `copy`.
+template <class Acc, class RuleSet>
+const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
+                                const std::vector<Index>& keys, const std::vector<Acc>& weights,
+                                std::vector<Acc>& copy) {
+  if constexpr (!RuleSet::kHasDropout) {
+    return weights;
+  } else {
+    const auto& dropout = *rules.dropout();
+    const auto row = dropout.row(b, h, i);
+    const auto scale = detail::convert<Acc>(dropout.dropout_scale());
+    copy = weights;
+    for (std::size_t k = 0; k < keys.size(); ++k) {
+      copy[k] = dropout.keeps(row, keys[k]) ? Acc(copy[k] * scale) : Acc(0);
+    }
+    return copy;
+  }
+}
+
 /// output, weights and lse of head h of sequence b. Cost: 2 query_len kv_len (head_dim + value_dim)
 /// flops.
 template <class Acc, class In, class Out, class RuleSet>
@@ -46,6 +65,7 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
   const Acc softcap = rules.template softcap<Acc>();
   std::vector<Index> allowed;  // the keys that row i may attend to ...
   std::vector<Acc> weights;    // ... and their scores, then weights
+  std::vector<Acc> after_dropout;
 
   for (Index i = 0; i < extent.query_len; ++i) {
     allowed.clear();
@@ -85,10 +105,11 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     for (Acc& weight : weights) weight = Acc(weight / row_sum);
 
     // Output: the weighted sum of the values; nothing allowed gives exactly 0.
+    const std::vector<Acc>& kept = dropped(rules, b, h, i, allowed, weights, after_dropout);
     for (Index c = 0; c < task.value.cols; ++c) {
       Acc sum(0);
       for (std::size_t k = 0; k < allowed.size(); ++k) {
-        sum += Acc(weights[k] * detail::convert<Acc>(task.value(allowed[k], c)));
+        sum += Acc(kept[k] * detail::convert<Acc>(task.value(allowed[k], c)));
       }
       task.output(i, c) = detail::convert<Out>(sum);
     }

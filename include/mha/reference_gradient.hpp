@@ -36,6 +36,18 @@ struct HeadGradientTask {
 
 namespace reference {
 
+/// What dropout multiplies a weight by: 0, or 1 / (1 - p).
+template <class Acc, class RuleSet>
+Acc dropout_factor(const RuleSet& rules, Index b, Index h, Index i, Index j) {
+  if constexpr (RuleSet::kHasDropout) {
+    const auto& dropout = *rules.dropout();
+    return detail::convert<Acc>(dropout.keeps(dropout.row(b, h, i), j) ? dropout.dropout_scale()
+                                                                       : 0);
+  } else {
+    return Acc(1);
+  }
+}
+
 /// Gradients of head h of sequence b. Cost: 4 query_len kv_len (head_dim + value_dim) flops and more.
 template <class Acc, class In, class RuleSet>
 void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
@@ -78,8 +90,9 @@ void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     // dP, dV, and delta, which is also what a sink's weight would have gained.
     Acc delta(0);
     for (Pair& pair : pairs) {
+      const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
       for (Index c = 0; c < task.value.cols; ++c) {
-        const Acc grad_output = to_acc(task.grad_output(i, c));
+        const Acc grad_output(kept * to_acc(task.grad_output(i, c)));
         pair.grad_weight += Acc(grad_output * to_acc(task.value(pair.j, c)));
         task.grad_value(pair.j, c) += Acc(pair.weight * grad_output);
       }

@@ -136,10 +136,24 @@ template <class R>
 concept HasSink = requires(const R& r) {
   r.template sink<double>(Index{});
 };
+template <class R>
+concept HasDropout = requires(const R& r) {
+  r.dropout_scale();
+};
 /// A rule with no member that is ever called is a mistake, not a rule that does nothing.
 template <class R>
 concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
-    HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R>;
+    HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R> || HasDropout<R>;
+
+/// A pointer to the part that has a dropout_scale().
+template <std::size_t kPart = 0, class... Parts>
+auto dropout_of(const std::tuple<Parts...>& parts) {
+  if constexpr (HasDropout<std::remove_cvref_t<decltype(std::get<kPart>(parts))>>) {
+    return &std::get<kPart>(parts);
+  } else {
+    return dropout_of<kPart + 1>(parts);
+  }
+}
 
 }  // namespace detail
 
@@ -153,6 +167,7 @@ class Rules final : public Rule {
   static constexpr bool kModifiesScore = (detail::HasScore<Parts> || ...);
   static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);
   static constexpr bool kHasSoftcap = (detail::HasSoftcap<Parts> || ...);
+  static constexpr bool kHasDropout = (detail::HasDropout<Parts> || ...);
   /// Something beside key ranges may decide who may attend.
   static constexpr bool kMayMask = kHasAllowed || kScoreMayMask;
   /// Scores of type T are modified by whole vectors.
@@ -173,6 +188,9 @@ class Rules final : public Rule {
                 "mha: at most one softcap() may be combined into a rule");
   static_assert((int{detail::HasSink<Parts>} + ... + 0) <= 1,
                 "mha: at most one sinks() may be combined into a rule");
+
+  static_assert((int{detail::HasDropout<Parts>} + ... + 0) <= 1,
+                "mha: at most one dropout() may be combined into a rule");
 
   Rules() = default;
   explicit Rules(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
@@ -301,6 +319,15 @@ class Rules final : public Rule {
       }
     });
     return cap;
+  }
+
+  /// The dropout() among them, null if there is none.
+  auto dropout() const {
+    if constexpr (kHasDropout) {
+      return detail::dropout_of(parts_);
+    } else {
+      return nullptr;
+    }
   }
 
   /// The logit of head h that joins the denominator alone; nothing if there is none.

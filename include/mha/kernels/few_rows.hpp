@@ -255,11 +255,24 @@ class FewRows {
     score(from, to);
     kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
                                calls_.unit());
+    if (calls_.dropout_row != nullptr) drop(from, to - from);
     for (Index r = 0; r < rows_; ++r) {
       if (correction_[r] == T(1)) continue;
       for (Index c = 0; c < at_.wide; ++c) at_.acc[r * at_.wide + c] *= correction_[r];
     }
     weigh(from, to);
+  }
+
+  void drop(Index from, Index keys) const {
+    for (Index r = 0; r < rows_; ++r) {
+      const Head<In, Out, T>& head = head_of(r);
+      std::uint32_t row[2];
+      calls_.dropout_row(calls_.rules, head.b, head.h, query_of(r), row);
+      const DropoutRow dropout{row[0], row[1]};
+      for (Index j = 0; j < keys; ++j) {
+        if (dropout.bits(from + j) < calls_.dropout_threshold) at_.s[r * kKeyTile + j] = T(0);
+      }
+    }
   }
 
   void weigh(Index from, Index to) {
@@ -335,7 +348,7 @@ class FewRows {
       factor_[r] = end(at_.allowed[r] != 0, total_max_[r], total_sum_[r], lse);
       for (Index c = 0; c < value_.cols; ++c) {
         // As where a lane is a query: a -0 of rounding is +0. Not by adding 0, which -march may fuse.
-        const T x = at_.total[r * at_.wide + c] * factor_[r];
+        const T x = at_.total[r * at_.wide + c] * T(factor_[r] * calls_.dropout_scale);
         head.task.output(i, c) = mha::detail::convert<Out>(x == T(0) ? T(0) : x);
       }
     }

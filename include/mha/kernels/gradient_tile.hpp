@@ -214,6 +214,9 @@ class GradientTile : public QueryTile<In, In, T> {
     x.c = grad;
     x.c_row = kWide;
     multiply(x);
+    if (calls_.dropout_row != nullptr) {
+      kernels_.drop_gradient(grad, keys, vectors, this->dropout_of(s), calls_.dropout_scale);
+    }
     kernels_.weight_gradient(p, grad, keys, vectors, to_.delta + lane);
     if (grad_calls_.score_gradient != nullptr) undo_rules(s, grad, tile, queries);
     if (calls_.softcap > T(0)) {
@@ -221,7 +224,8 @@ class GradientTile : public QueryTile<In, In, T> {
                                 calls_.softcap);
     }
 
-    // dV, dK
+    // dV, dK; dV times dropout's scale at the end
+    if (calls_.dropout_row != nullptr) kernels_.drop(p, keys, vectors, this->dropout_of(s));
     if (rows_finite_) {
       x = product_of(keys, to_.wide_value / kernels_.vector_lanes, queries);
       x.a = p;
@@ -259,7 +263,7 @@ class GradientTile : public QueryTile<In, In, T> {
                    j - clean);
       for (Index l = 0; l < queries; ++l) {
         const T g = grad[j * kWide + l];
-        if (p[j * kWide + l] == T(0)) continue;
+        if (g == T(0)) continue;
         for (Index d = 0; d < key.cols; ++d) {
           to_.grad_query[d * kWide + lane + l] += g * row[d * key.col_stride];
         }
@@ -304,13 +308,15 @@ class GradientTile : public QueryTile<In, In, T> {
     for (Index j = 0; j < s.end - s.begin; ++j) {
       for (Index l = 0; l < queries; ++l) {
         const T weight = p[j * kWide + l];
-        if (weight == T(0)) continue;
+        const T g = grad[j * kWide + l];
         const T* const grad_output = to_.grad_output_rows + (lane + l) * to_.wide_value;
         const T* const query = to_.query_rows + (lane + l) * to_.wide_head;
         T* const grad_value = to_.grad_value + (s.begin + j) * to_.wide_value;
         T* const grad_key = to_.grad_key + (s.begin + j) * to_.wide_head;
-        for (Index c = 0; c < task_.value.cols; ++c) grad_value[c] += weight * grad_output[c];
-        for (Index d = 0; d < task_.key.cols; ++d) grad_key[d] += grad[j * kWide + l] * query[d];
+        for (Index c = 0; weight != T(0) && c < task_.value.cols; ++c) {
+          grad_value[c] += weight * grad_output[c];
+        }
+        for (Index d = 0; g != T(0) && d < task_.key.cols; ++d) grad_key[d] += g * query[d];
       }
     }
   }

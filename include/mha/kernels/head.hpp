@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "mha/dropout.hpp"
 #include "mha/kernels/rule_calls.hpp"
 #include "mha/kernels/tile_memory.hpp"
 #include "mha/reference.hpp"

@@ -54,6 +54,7 @@ class QueryTile {
     groups_ = (count + kGroup - 1) / kGroup;
     pack_queries();
     find_ranges();
+    if (calls_.dropout_row != nullptr) start_dropout();
     fill_minus_infinity(at_.total_max);
     std::fill_n(at_.total_sum, groups_ * kGroup, T(0));
   }
@@ -96,6 +97,10 @@ class QueryTile {
       kernels_.exponentiate(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
                             vectors_of(s.end_group - s.first_group), at_.row_max + lane,
                             at_.row_sum + lane, unit_);
+      if (calls_.dropout_row != nullptr) {
+        kernels_.drop(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
+                      vectors_of(s.end_group - s.first_group), dropout_of(s));
+      }
       weigh(s, value, from, tile);
     }
   }
@@ -207,6 +212,19 @@ class QueryTile {
       begin_ = std::min(begin_, group.begin);
       end_ = std::max(end_, group.end);
     }
+  }
+
+  void start_dropout() {
+    for (Index l = 0; l < groups_ * kGroup; ++l) {
+      std::uint32_t row[2];
+      calls_.dropout_row(calls_.rules, head_.b, head_.h, first_ + l, row);
+      at_.dropout_start[l] = static_cast<int_of<T>>(row[0]);
+      at_.dropout_twist[l] = static_cast<int_of<T>>(row[1]);
+    }
+  }
+  DropoutLanes<T> dropout_of(const Segment& s) const {
+    const Index lane = s.first_group * kGroup;
+    return {at_.dropout_start + lane, at_.dropout_twist + lane, calls_.dropout_threshold, s.begin};
   }
 
   /// All lanes; as bits, which -ffast-math leaves alone.
@@ -379,13 +397,15 @@ class QueryTile {
       T* const lse = task_.lse.data == nullptr ? nullptr : &task_.lse(first_ + l, 0);
       factor[l] = end(at_.allowed[l] != 0, at_.total_max[l], at_.total_sum[l], lse);
     }
+    T* const output_factor = at_.tile_max;
+    for (Index l = 0; l < count_; ++l) output_factor[l] = factor[l] * calls_.dropout_scale;
     const MatrixView<Out> rows = task_.output.middle_rows(first_, count_);
     if constexpr (std::is_same_v<Out, T>) {
-      kernels_.unpack(at_.total, kWide, factor, nullptr, rows.data, rows.row_stride,
+      kernels_.unpack(at_.total, kWide, output_factor, nullptr, rows.data, rows.row_stride,
                       rows.col_stride, count_, rows.cols);
     } else {
-      kernels_.unpack(at_.total, kWide, factor, nullptr, at_.scratch.output, rows.cols, 1, count_,
-                      rows.cols);
+      kernels_.unpack(at_.total, kWide, output_factor, nullptr, at_.scratch.output, rows.cols, 1,
+                      count_, rows.cols);
       for (Index r = 0; r < count_; ++r) {
         for (Index c = 0; c < rows.cols; ++c) {
           rows(r, c) = mha::detail::convert<Out>(at_.scratch.output[r * rows.cols + c]);

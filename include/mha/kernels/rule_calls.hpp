@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 
 #include "mha/kernels/dispatch.hpp"
 
@@ -30,6 +31,10 @@ struct RuleCalls {
   Modify<T> modify = nullptr;
   /// The sink of head h; false if there is none.
   bool (*sink)(const void* rules, Index h, T& logit) = nullptr;
+  /// The two numbers that the dropout of a query starts from; null without dropout.
+  void (*dropout_row)(const void* rules, Index b, Index h, Index i, std::uint32_t* row) = nullptr;
+  std::uint64_t dropout_threshold = 0;
+  T dropout_scale = T(1);
   bool may_mask = false;  ///< something beside ranges may mask
   T softcap = T(0);       ///< 0 = none
   T scale = T(1);
@@ -63,6 +68,13 @@ bool sink(const void* rules, Index h, T& logit) {
   return true;
 }
 
+template <class RuleSet>
+void dropout_row(const void* rules, Index b, Index h, Index i, std::uint32_t* row) {
+  const auto own = static_cast<const RuleSet*>(rules)->dropout()->row(b, h, i);
+  row[0] = own.start;
+  row[1] = own.twist;
+}
+
 }  // namespace detail
 
 template <class T, class RuleSet>
@@ -74,6 +86,11 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
   calls.sink = detail::sink<T, RuleSet>;
   if constexpr (RuleSet::kModifiesScore || RuleSet::kMayMask) {
     calls.modify = modify_of<T, RuleSet>(which);
+  }
+  if constexpr (RuleSet::kHasDropout) {
+    calls.dropout_row = detail::dropout_row<RuleSet>;
+    calls.dropout_threshold = rules.dropout()->threshold();
+    calls.dropout_scale = mha::detail::convert<T>(rules.dropout()->dropout_scale());
   }
   calls.may_mask = RuleSet::kMayMask;
   if constexpr (RuleSet::kHasSoftcap) calls.softcap = rules.template softcap<T>();

@@ -73,6 +73,15 @@ struct Product {
   Index fetch_strip = 0;
 };
 
+/// The dropout of a tile's queries, lane by lane: see dropout.hpp.
+template <class T>
+struct DropoutLanes {
+  const int_of<T>* start = nullptr;  ///< 32 bits in each
+  const int_of<T>* twist = nullptr;
+  std::uint64_t threshold = 0;  ///< 2^32 p
+  Index first_key = 0;          ///< of the panel's first row
+};
+
 /// The functions of one instruction set. `unit` is what scores are multiplied by to be exponents of
 /// 2: 1 where Q was scaled by log2(e) already, log2(e) where they are natural. A "panel" is a matrix whose row takes kLanes<T> entries,
 /// 64-byte aligned; `vectors` counts the vectors of a row that are in use, from the first.
@@ -132,6 +141,13 @@ struct Kernels {
   /// s[j][l] = 2^((s[j][l] - lse[l]) * unit): weights once more. Not below 2^-1074 for double, 2^-64 for
   /// float.
   void (*weights)(T* s, Index keys, Index vectors, const T* lse, T unit);
+
+  /// s[j][l] = 0 where the weight is dropped.
+  void (*drop)(T* s, Index keys, Index vectors, const DropoutLanes<T>& dropout);
+
+  /// grad[j][l] *= scale, or 0 where the weight is dropped.
+  void (*drop_gradient)(T* grad, Index keys, Index vectors, const DropoutLanes<T>& dropout,
+                        T scale);
 
   /// sum[l] = sum over rows of a[r][l] * b[r][l], in order.
   void (*dot)(const T* a, const T* b, Index rows, Index vectors, T* sum);

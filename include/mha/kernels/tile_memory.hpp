@@ -80,6 +80,8 @@ struct QueryTileMemory {
   int_of<T>* begin = nullptr;
   int_of<T>* end = nullptr;
   int_of<T>* allowed = nullptr;
+  int_of<T>* dropout_start = nullptr;  ///< dropout, by lanes
+  int_of<T>* dropout_twist = nullptr;
   TileScratch<T> scratch;
 
   QueryTileMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
@@ -90,7 +92,7 @@ struct QueryTileMemory {
     for (T** lane : {&row_max, &row_sum, &tile_max, &correction, &total_max, &total_sum}) {
       *lane = arena.take<T>(kWide);
     }
-    for (int_of<T>** lane : {&begin, &end, &allowed}) {
+    for (int_of<T>** lane : {&begin, &end, &allowed, &dropout_start, &dropout_twist}) {
       *lane = arena.take<int_of<T>>(kWide + kBeyond);
     }
   }

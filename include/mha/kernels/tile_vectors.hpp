@@ -13,6 +13,7 @@ struct Simd {
   using Vec __attribute__((vector_size(MHA_VECTOR_BYTES))) = T;
   using Unaligned __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) = T;
   using Int __attribute__((vector_size(MHA_VECTOR_BYTES))) = int_of<T>;
+  using Unsigned __attribute__((vector_size(MHA_VECTOR_BYTES))) = std::make_unsigned_t<int_of<T> >;
   using UnalignedInt __attribute__((vector_size(MHA_VECTOR_BYTES), aligned(sizeof(T)), may_alias)) =
       int_of<T>;
 };
