@@ -2,6 +2,7 @@
 //
 // The layer's backward pass: against dual numbers through the whole layer, over a random grid of its
 // options, and what it promises about parameters, memory and bits.
+#include <mha/gradient_check.hpp>
 #include <mha/mha.hpp>
 
 #include <random>
@@ -229,4 +230,56 @@ TEMPLATE_TEST_CASE("any number of threads gives the same gradients of a layer",
     CHECK_THAT(grads.out_proj.weight, HasBitsOf(serial.out_proj.weight));
     CHECK_THAT(grads.query, HasBitsOf(serial.query));
   }
+}
+
+TEST_CASE("gradient_check finds a wrong entry, and none where there is none",
+          "[layer][gradient][check]") {
+  using Own = mha::MultiHead<double, 2>;
+  Own layer(6);
+  auto x = random_matrix<double>(5, 6, 1);
+  const auto g = random_matrix<double>(5, 6, 2);
+  mha::TrainingPass<Own> pass;
+  mha::MultiHeadGradients<Own> grads(layer);
+  layer.forward_training(pass, x, mha::causal());
+  layer.backward(grads, pass, g, mha::causal());
+  const auto loss = [&] { return layer(x, mha::causal()).cwiseProduct(g).sum(); };
+  const Matrix<double> before = x;
+  CHECK(mha::gradient_check(x, grads.query, loss).worst < 1e-8);
+  CHECK(x == before);
+  CHECK(mha::gradient_check(layer.k_proj.weight, grads.k_proj.weight, loss).worst < 1e-8);
+  CHECK(mha::gradient_check(layer.out_proj.bias, grads.out_proj.bias, loss).worst < 1e-8);
+  Matrix<double> wrong = grads.query;
+  wrong(3, 2) += 0.01;
+  const mha::GradientCheck check = mha::gradient_check(x, wrong, loss);
+  CHECK(check.worst > 1e-4);
+  CHECK(check.row == 3);
+  CHECK(check.col == 2);
+  CHECK_THROWS_AS(mha::gradient_check(x, g.topRows(4), loss), std::invalid_argument);
+}
+
+TEST_CASE("an optimiser of a few lines lowers the loss step by step", "[layer][gradient]") {
+  // Plain steps down the gradient of the distance to a target: each must lower it.
+  using Own = mha::MultiHead<float, 2>;
+  Own layer(8);
+  const auto x = random_matrix<float>(6, 8, 1);
+  const auto target = random_matrix<float>(6, 8, 2);
+  mha::TrainingPass<Own> pass;
+  mha::MultiHeadGradients<Own> grads(layer);
+  float before = std::numeric_limits<float>::infinity();
+  for (int step = 0; step < 150; ++step) {
+    layer.forward_training(pass, x);
+    const Matrix<float> error = pass.output - target;
+    CHECK(error.squaredNorm() < before);
+    before = error.squaredNorm();
+    grads.set_zero();
+    layer.backward(grads, pass, error);
+    const auto values = layer.parameters();
+    const auto gradients = grads.parameters();
+    for (std::size_t n = 0; n < values.size(); ++n) {
+      for (std::size_t k = 0; k < values[n].values.size(); ++k) {
+        values[n].values[k] -= 0.02F * gradients[n].values[k];
+      }
+    }
+  }
+  CHECK(before < 0.5F * target.squaredNorm());
 }

@@ -20,6 +20,7 @@
 //     gradient.hpp     the backward pass of attention; reference_gradient.hpp: its formulas;
 //                      layer_gradient.hpp: that of the layer, TrainingPass, MultiHeadGradients
 //     dropout.hpp      dropout of attention weights, in training
+//     gradient_check.hpp   gradient_check: gradients of your own against central differences
 //     dual.hpp         Dual: numbers that carry a derivative
 //     executor.hpp     Executor, ThreadPool
 //     workspace.hpp    Workspace: memory of yours, so that calls allocate nothing
