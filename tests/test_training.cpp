@@ -116,3 +116,26 @@ TEST_CASE("Adam learns a permutation by attention", "[training]") {
   }
   CHECK(loss < 0.05f);  // log 4 = 1.39 where nothing is learned
 }
+
+TEST_CASE("the weights of the last forward pass are those of the layer on its input",
+          "[training]") {
+  std::mt19937 random(3);
+  examples::Attention attention(8, 2, random);
+  const Matrix<float> x = random_rows(6, 8, random);
+  const Matrix<float> context = random_rows(4, 8, random);
+  const mha::MultiHeadOptions options{.batch = 2};
+  const auto check = [&](const mha::Tensor<float>& weights, const mha::Tensor<float>& expected) {
+    REQUIRE(weights.sizes() == expected.sizes());
+    for (Index b = 0; b < 2; ++b) {
+      for (Index h = 0; h < 2; ++h) CHECK(weights.matrix(b, h) == expected.matrix(b, h));
+    }
+  };
+  const auto expected = [&](const auto&... inputs) {
+    return attention.layer.forward(inputs..., mha::causal(), {.batch = 2, .need_weights = true})
+        .weights;
+  };
+  attention.forward_cross(x, context, mha::causal(), options);
+  check(attention.weights(mha::causal(), options), expected(x, context));
+  attention.forward(x, mha::causal(), options);
+  check(attention.weights(mha::causal(), options), expected(x));
+}

@@ -166,6 +166,7 @@ class Attention {
   Matrix<float> forward(const Matrix<float>& x, const RuleType& rule = {},
                         const mha::MultiHeadOptions& options = {}) {
     x_ = x;
+    context_.resize(0, 0);
     layer.forward_training(pass_, x_, rule, options);
     return pass_.output;
   }
@@ -193,6 +194,14 @@ class Attention {
     layer.backward(grads_, pass_, grad, rule, options);
     grad_context += grads_.key;
     return grads_.query;
+  }
+  /// What looked at what in the last forward pass, given its rule and options again:
+  /// [sequence, head, query, key].
+  template <class RuleType = mha::All>
+  mha::Tensor<float> weights(const RuleType& rule = {}, mha::MultiHeadOptions options = {}) const {
+    options.need_weights = true;
+    return context_.size() == 0 ? layer.forward(x_, rule, options).weights
+                                : layer.forward(x_, context_, rule, options).weights;
   }
   void collect(LearnedList& all) {
     const auto values = layer.parameters();
