@@ -77,6 +77,37 @@ TEST_CASE("the training code's gradients equal central differences", "[training]
   check_differences(examples::learned(target, grad_target), loss);
 }
 
+TEST_CASE("a decoder block of a ragged batch equals one call for each sequence", "[training]") {
+  std::mt19937 random(3);
+  examples::DecoderBlock decoder(8, 2, random);
+  const Matrix<float> x = random_rows(5, 8, random);
+  const Matrix<float> context = random_rows(6, 8, random);
+  const Matrix<float> grad = random_rows(5, 8, random);
+  const std::vector<Index> rows{2, 3};
+  const std::vector<Index> context_rows{4, 2};
+  const auto run = [&](const Matrix<float>& one_x, const Matrix<float>& one_context,
+                       const Matrix<float>& one_grad, const mha::MultiHeadOptions& self_options,
+                       const mha::MultiHeadOptions& cross_options) {
+    Matrix<float> result(2 * one_x.rows() + one_context.rows(), 8);
+    Matrix<float> grad_context = Matrix<float>::Zero(one_context.rows(), 8);
+    result.topRows(one_x.rows()) =
+        decoder.forward(one_x, one_context, mha::causal(), mha::All{}, self_options, cross_options);
+    result.middleRows(one_x.rows(), one_x.rows()) = decoder.backward(
+        one_grad, grad_context, mha::causal(), mha::All{}, self_options, cross_options);
+    result.bottomRows(one_context.rows()) = grad_context;
+    return result;
+  };
+  const Matrix<float> whole =
+      run(x, context, grad, {.sequences = rows}, {.sequences = rows, .kv_sequences = context_rows});
+  const Matrix<float> first = run(x.topRows(2), context.topRows(4), grad.topRows(2), {}, {});
+  const Matrix<float> second =
+      run(x.bottomRows(3), context.bottomRows(2), grad.bottomRows(3), {}, {});
+  Matrix<float> parts(16, 8);
+  parts << first.topRows(2), second.topRows(3), first.middleRows(2, 2), second.middleRows(3, 3),
+      first.bottomRows(4), second.bottomRows(2);
+  CHECK((whole - parts).cwiseAbs().maxCoeff() < 1e-5f);
+}
+
 TEST_CASE("Adam learns a permutation by attention", "[training]") {
   // Six tokens are to be read backwards: only attention over positions can do that.
   std::mt19937 random(2);

@@ -284,45 +284,58 @@ class DecoderBlock {
  public:
   Attention self;
   Attention cross;
+  LayerNorm norm1;
+  LayerNorm norm2;
+  LayerNorm norm3;
+  FeedForward feed_forward;
 
   DecoderBlock(Index width, Index heads, std::mt19937& random)
       : self(width, heads, random),
         cross(width, heads, random),
-        norm1_(width),
-        norm2_(width),
-        norm3_(width),
-        feed_forward_(width, 4 * width, random) {}
+        norm1(width),
+        norm2(width),
+        norm3(width),
+        feed_forward(width, 4 * width, random) {}
+  /// Of a ragged batch the two attentions have different options: kv_sequences are the context's.
+  template <class SelfRule, class CrossRule>
+  Matrix<float> forward(const Matrix<float>& x, const Matrix<float>& context,
+                        const SelfRule& self_rule, const CrossRule& cross_rule,
+                        const mha::MultiHeadOptions& self_options,
+                        const mha::MultiHeadOptions& cross_options) {
+    Matrix<float> y = x + self.forward(norm1.forward(x), self_rule, self_options);
+    y += cross.forward_cross(norm2.forward(y), context, cross_rule, cross_options);
+    y += feed_forward.forward(norm3.forward(y));
+    return y;
+  }
   template <class SelfRule, class CrossRule>
   Matrix<float> forward(const Matrix<float>& x, const Matrix<float>& context,
                         const SelfRule& self_rule, const CrossRule& cross_rule,
                         const mha::MultiHeadOptions& options = {}) {
-    Matrix<float> y = x + self.forward(norm1_.forward(x), self_rule, options);
-    y += cross.forward_cross(norm2_.forward(y), context, cross_rule, options);
-    y += feed_forward_.forward(norm3_.forward(y));
-    return y;
+    return forward(x, context, self_rule, cross_rule, options, options);
+  }
+  template <class SelfRule, class CrossRule>
+  Matrix<float> backward(const Matrix<float>& grad, Matrix<float>& grad_context,
+                         const SelfRule& self_rule, const CrossRule& cross_rule,
+                         const mha::MultiHeadOptions& self_options,
+                         const mha::MultiHeadOptions& cross_options) {
+    Matrix<float> g = grad + norm3.backward(feed_forward.backward(grad));
+    g += norm2.backward(cross.backward_cross(g, grad_context, cross_rule, cross_options));
+    return g + norm1.backward(self.backward(g, self_rule, self_options));
   }
   template <class SelfRule, class CrossRule>
   Matrix<float> backward(const Matrix<float>& grad, Matrix<float>& grad_context,
                          const SelfRule& self_rule, const CrossRule& cross_rule,
                          const mha::MultiHeadOptions& options = {}) {
-    Matrix<float> g = grad + norm3_.backward(feed_forward_.backward(grad));
-    g += norm2_.backward(cross.backward_cross(g, grad_context, cross_rule, options));
-    return g + norm1_.backward(self.backward(g, self_rule, options));
+    return backward(grad, grad_context, self_rule, cross_rule, options, options);
   }
   void collect(LearnedList& all) {
     self.collect(all);
     cross.collect(all);
-    norm1_.collect(all);
-    norm2_.collect(all);
-    norm3_.collect(all);
-    feed_forward_.collect(all);
+    norm1.collect(all);
+    norm2.collect(all);
+    norm3.collect(all);
+    feed_forward.collect(all);
   }
-
- private:
-  LayerNorm norm1_;
-  LayerNorm norm2_;
-  LayerNorm norm3_;
-  FeedForward feed_forward_;
 };
 
 /// The mean of -log softmax(logits)[target] over the rows with a target >= 0, and its gradient.
