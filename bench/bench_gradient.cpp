@@ -150,7 +150,7 @@ int main(int argc, char** argv) {
   }
   std::printf("Forward and backward, one thread, float (batch x heads x tokens x head_dim)\n\n");
   std::printf(
-      "| what      |        | shape                     | best         | median       | GFLOP/s"
+      "| what      |        | shape                     | best         | median       | GFLOP/s "
       "| of peak |\n");
   std::printf(
       "| --------- | ------ | ------------------------- | ------------ | ------------ | ------ "

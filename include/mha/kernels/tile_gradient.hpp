@@ -21,32 +21,33 @@ void weights(T* s, Index keys, Index vectors, const T* lse, T unit) {
   }
 }
 
-/// The low 32 bits of each lane, as numbers without sign.
+/// Numbers without sign, which may overflow, and their low 32 bits.
 template <class T>
-MHA_INLINE typename Simd<T>::Unsigned low_32(IntVec<T> x) {
-  return reinterpret_cast<typename Simd<T>::Unsigned>(
-      x & all_int<T>(static_cast<int_of<T> >(0xFFFFFFFFu)));
+using Unsigned = typename Simd<T>::Unsigned;
+template <class T>
+MHA_INLINE Unsigned<T> low_32(Unsigned<T> x) {
+  return x & reinterpret_cast<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(0xFFFFFFFFu)));
 }
 template <class T>
-MHA_INLINE IntVec<T> all_32(std::uint32_t x) {
-  return all_int<T>(static_cast<int_of<T> >(x));
+MHA_INLINE Unsigned<T> all_32(std::uint32_t x) {
+  return low_32<T>(reinterpret_cast<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(x))));
 }
 
 /// All bits of the lanes whose weight of key j is kept, no bit of the others: DropoutRow::bits by
 /// vectors. The threshold is not 0.
 template <class T>
 MHA_INLINE IntVec<T> kept_lanes(const DropoutLanes<T>& dropout, Index lane, Index j) {
-  using Unsigned = typename Simd<T>::Unsigned;
   const std::uint32_t step = static_cast<std::uint32_t>(dropout.first_key + j) * 0x9E3779B9u;
-  Unsigned x = low_32<T>(load_int<T>(dropout.start + lane) + all_32<T>(step));
+  Unsigned<T> x = reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.start + lane));
+  x = low_32<T>(x + all_32<T>(step));
   x ^= x >> 16;
-  x = low_32<T>(reinterpret_cast<IntVec<T> >(x) * all_32<T>(0x85EBCA6Bu));
+  x = low_32<T>(x * all_32<T>(0x85EBCA6Bu));
   x ^= x >> 13;
-  x = low_32<T>(reinterpret_cast<IntVec<T> >(x) * all_32<T>(0xC2B2AE35u));
+  x = low_32<T>(x * all_32<T>(0xC2B2AE35u));
   x ^= x >> 16;
-  x ^= low_32<T>(load_int<T>(dropout.twist + lane));
+  x ^= low_32<T>(reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.twist + lane)));
   const auto last = static_cast<std::uint32_t>(dropout.threshold - 1);
-  return reinterpret_cast<IntVec<T> >(x > low_32<T>(all_32<T>(last)));
+  return reinterpret_cast<IntVec<T> >(x > all_32<T>(last));
 }
 
 /// Kernels::drop_gradient.
