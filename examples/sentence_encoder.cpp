@@ -20,93 +20,15 @@
 //    1    1.00  0.85  0.16
 //    2    0.85  1.00  0.18
 //    3    0.16  0.18  1.00
-#include <utf8proc.h>
-
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <iostream>
-#include <memory>
-#include <mha/io/safetensors.hpp>
-#include <mha/mha.hpp>
-#include <stdexcept>
+#include <mha/types.hpp>
 #include <string>
 #include <vector>
 
-#include "common/sentencepiece.hpp"
-#include "common/transformer.hpp"
-#include "common/weights.hpp"
-
-using mha::Matrix;
-using mha::RowVector;
-
-constexpr std::size_t kMaxTokens = 128;  // the most that the model reads
-
-/// Unicode's form NFKC, in which the model's vocabulary is written.
-std::string nfkc(const std::string& text) {
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> normal(
-      utf8proc_NFKC(reinterpret_cast<const utf8proc_uint8_t*>(text.c_str())), &std::free);
-  if (!normal) throw std::invalid_argument("a sentence must be UTF-8");
-  return reinterpret_cast<const char*>(normal.get());
-}
-
-class SentenceEncoder {
- public:
-  SentenceEncoder(const std::string& weights_path, const std::string& vocab_path)
-      : file_(mha::io::Safetensors::read(weights_path)),
-        pieces_(examples::SentencePiece::read(vocab_path)),
-        embed_(file_.matrix<float>("embed")) {
-    examples::load_attention(attention_[0], file_, "layer0.");
-    examples::load_attention(attention_[1], file_, "layer1.");
-  }
-
-  /// 512 numbers of length 1. Text beyond 128 tokens is left out, which is said on stderr.
-  RowVector<float> operator()(const std::string& text) const {
-    std::vector<examples::Token> tokens = pieces_.encode(nfkc(text));
-    if (tokens.empty()) throw std::invalid_argument("a sentence must not be empty");
-    if (tokens.size() > kMaxTokens) {
-      std::cerr << "note: of " << tokens.size() << " tokens the first " << kMaxTokens
-                << " are read\n";
-      tokens.resize(kMaxTokens);
-    }
-    // x = 2 embedding + position, one row per token
-    Matrix<float> x = examples::sinusoidal_positions(static_cast<mha::Index>(tokens.size()),
-                                                     examples::row(file_, "timing_inv"));
-    for (mha::Index i = 0; const examples::Token& token : tokens)
-      x.row(i++) += 2 * embed_.row(token.id);
-
-    // Each block: x = x + attention(norm(x)), x = x + feed_forward(norm(x)). The first attention
-    // widens from 256 to 512, so a linear map takes x along.
-    for (const std::size_t b : {0u, 1u}) {
-      const std::string block = "layer" + std::to_string(b) + ".";
-      const Matrix<float> attended = attention_[b](norm(x, block + "ln1"));
-      x = attended + (b == 0 ? linear(x, block + "res_") : x);
-      const Matrix<float> hidden =
-          linear(norm(x, block + "ln2"), block + "ffn_", "1").cwiseMax(0.0f);
-      x += linear(hidden, block + "ffn_", "2");
-    }
-    return linear(x.colwise().mean(), "out_").array().tanh().matrix().row(0).normalized();
-  }
-
- private:
-  Matrix<float> linear(const Matrix<float>& x, const std::string& name,
-                       const std::string& n = "") const {
-    return examples::linear(x, file_.matrix<float>(name + "w" + n),
-                            examples::row(file_, name + "b" + n));
-  }
-  Matrix<float> norm(const Matrix<float>& x, const std::string& name) const {
-    return examples::layer_norm(x, examples::row(file_, name + "_g"),
-                                examples::row(file_, name + "_b"));
-  }
-
-  mha::io::Safetensors file_;
-  examples::SentencePiece pieces_;
-  Matrix<float> embed_;
-  mha::MultiHead<float, 4> attention_[2] = {
-      mha::MultiHead<float, 4>({.embed_dim = 256, .out_dim = 512}),
-      mha::MultiHead<float, 4>({.embed_dim = 512})};
-};
+#include "common/sentence_encoder.hpp"
 
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
@@ -115,8 +37,8 @@ int main(int argc, char** argv) {
     return 1;
   }
   try {
-    const SentenceEncoder encode(arguments[0], arguments[1]);
-    std::vector<RowVector<float>> meanings;
+    const examples::SentenceEncoder encode(arguments[0], arguments[1]);
+    std::vector<mha::RowVector<float>> meanings;
     for (std::size_t i = 2; i < arguments.size(); ++i) {
       meanings.push_back(encode(arguments[i]));
       std::printf("%2zu  %s\n", i - 1, arguments[i].c_str());
