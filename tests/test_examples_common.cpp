@@ -8,8 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "../examples/common/encoder_options.hpp"
 #include "../examples/common/html_page.hpp"
 #include "../examples/common/sentencepiece.hpp"
+#include "../examples/common/shaded_text.hpp"
+#include "../examples/common/texts.hpp"
 #include "../examples/common/transformer.hpp"
 #include "../examples/common/words.hpp"
 #include "support/catch.hpp"
@@ -267,4 +270,65 @@ TEST_CASE("a page holds every weight of every head and nothing from elsewhere",
     CHECK_THAT(single, ContainsSubstring("Go looks at itself: 100.0 %"));
     CHECK(single.find("nan") == std::string::npos);
   }
+}
+
+TEST_CASE("ROUGE-1 counts a word as often as both texts have it", "[examples][texts]") {
+  // "the cat the" and "The cat, the dog." share the twice and cat once: 2 * 3 / (3 + 4).
+  CHECK_THAT(examples::rouge_1("the cat the", "The cat, the dog."), WithinAbs(6.0 / 7, 1e-12));
+  CHECK_THAT(examples::rouge_1("the the the", "the cat"), WithinAbs(2.0 / 5, 1e-12));
+  CHECK(examples::rouge_1("A b.", "b A!") == 1);
+  CHECK(examples::rouge_1("a", "b") == 0);
+  CHECK(examples::rouge_1("", "") == 0);
+}
+
+TEST_CASE("TF-IDF gives rare words more, and length 1", "[examples][texts]") {
+  // "a" is in both texts: log(3/3) + 1 = 1. "b" and "c" in one: log(3/2) + 1 = 1.405465.
+  const examples::TfIdf weigh({"a b", "a c"});
+  const RowVector<float> v = weigh("A b d");
+  REQUIRE(v.size() == 3);
+  CHECK_THAT(v(1) / v(0), WithinAbs(1.405465, 1e-5));
+  CHECK(v(2) == 0);
+  CHECK_THAT(v.norm(), WithinAbs(1.0, 1e-6));
+  CHECK(weigh("d").isZero());
+}
+
+TEST_CASE("a table of texts has as many columns in every line", "[examples][texts]") {
+  const std::string path = "test_examples_common_texts.tsv";
+  std::ofstream(path, std::ios::binary) << "a b\tc\nd\te\n";
+  const std::vector<std::vector<std::string>> expected{{"a b", "c"}, {"d", "e"}};
+  CHECK(examples::read_tsv(path, 2) == expected);
+  CHECK_THROWS_WITH(examples::read_tsv(path, 3), ContainsSubstring("line 1: expected 3 texts"));
+  std::ofstream(path, std::ios::binary) << "a\tb\nc\t\n";
+  CHECK_THROWS_WITH(examples::read_tsv(path, 2), ContainsSubstring("line 2: expected 2 texts"));
+  std::remove(path.c_str());
+  CHECK_THROWS_WITH(examples::read_tsv(path, 2), ContainsSubstring("cannot be opened"));
+}
+
+TEST_CASE("the encoder programs' arguments are two files and known options", "[examples]") {
+  examples::EncoderOptions options;
+  CHECK(examples::parse_options({"w", "--seed", "7", "v", "--short", "--picture", "p"}, options));
+  CHECK(options.weights == "w");
+  CHECK(options.vocabulary == "v");
+  CHECK(options.seed == 7);
+  CHECK(options.brief);
+  CHECK(options.picture == "p");
+  for (const std::vector<std::string>& wrong :
+       std::vector<std::vector<std::string>>{{},
+                                             {"w"},
+                                             {"w", "v", "x"},
+                                             {"w", "v", "--seed"},
+                                             {"w", "v", "--seed", "7x"},
+                                             {"w", "v", "--seed", "-1"},
+                                             {"w", "v", "--long"}}) {
+    examples::EncoderOptions unused;
+    CHECK(!examples::parse_options(wrong, unused));
+  }
+}
+
+TEST_CASE("a shaded text keeps its words and cannot become markup", "[examples][html]") {
+  const std::string html =
+      examples::shaded_page("A & b", "How.", {{"One", {{"<i>", 1}, {"x", 0, true}}, "Note"}});
+  CHECK_THAT(html, ContainsSubstring("A &amp; b"));
+  CHECK_THAT(html, ContainsSubstring("<span class=\"s24\" title=\"100.0 %\">&lt;i&gt;</span>"));
+  CHECK_THAT(html, ContainsSubstring("<span class=\"s0 from\" title=\"0.0 %\">x</span>"));
 }

@@ -60,11 +60,16 @@ class SentenceEncoder {
   }
 
   /// What the transformer makes of each token in its sentence: tokens x 512.
-  Matrix<float> token_rows(const std::vector<Token>& tokens) const {
-    // x = 2 embedding + position, one row per token
+  Matrix<float> token_rows(const std::vector<Token>& tokens) const { return layers(tokens).back(); }
+
+  /// The tokens' embeddings, tokens x 256, and what each of the two blocks makes of them, tokens x
+  /// 512.
+  std::vector<Matrix<float>> layers(const std::vector<Token>& tokens) const {
+    Matrix<float> embedded(static_cast<mha::Index>(tokens.size()), embed_.cols());
+    for (mha::Index i = 0; const Token& token : tokens) embedded.row(i++) = embed_.row(token.id);
     Matrix<float> x =
-        sinusoidal_positions(static_cast<mha::Index>(tokens.size()), row(file_, "timing_inv"));
-    for (mha::Index i = 0; const Token& token : tokens) x.row(i++) += 2 * embed_.row(token.id);
+        2 * embedded + sinusoidal_positions(embedded.rows(), row(file_, "timing_inv"));
+    std::vector<Matrix<float>> all{embedded};
 
     // Each block: x = x + attention(norm(x)), x = x + feed_forward(norm(x)). The first attention
     // widens from 256 to 512, so a linear map takes x along.
@@ -75,8 +80,9 @@ class SentenceEncoder {
       const Matrix<float> hidden =
           linear_map(norm(x, block + "ln2"), block + "ffn_", "1").cwiseMax(0.0f);
       x += linear_map(hidden, block + "ffn_", "2");
+      all.push_back(x);
     }
-    return x;
+    return all;
   }
 
   /// The sentence's 512 numbers from those of its tokens.
