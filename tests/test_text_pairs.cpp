@@ -28,7 +28,8 @@ TEST_CASE("a date has ten spellings", "[text_pairs]") {
   const std::vector<std::string> ordinals{"1st", "2nd", "4th", "11th", "12th", "13th", "22nd"};
   for (const std::string& ordinal : ordinals) {
     const auto day = static_cast<unsigned>(std::stoi(ordinal));
-    CHECK(examples::spelled_date(year(2000) / 1 / std::chrono::day(static_cast<unsigned>(day)), 1) == "January " + ordinal + ", 2000");
+    CHECK(examples::spelled_date(year(2000) / 1 / std::chrono::day(static_cast<unsigned>(day)),
+                                 1) == "January " + ordinal + ", 2000");
   }
 }
 

@@ -9,6 +9,7 @@
 // (counter-based random numbers); the mixers are SplitMix64's (Steele et al. 2014) and MurmurHash3's.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "mha/rules.hpp"
@@ -36,7 +37,7 @@ struct DropoutRow {
 class Dropout : public Rule {
  public:
   Dropout(double probability, std::uint64_t seed)
-      : threshold_(static_cast<std::uint64_t>(probability * 4294967296.0 + 0.5)),
+      : threshold_(static_cast<std::uint64_t>(std::llround(probability * 0x1p32))),
         scale_(probability < 1 ? 1 / (1 - probability) : 0),
         seed_(seed) {}
 

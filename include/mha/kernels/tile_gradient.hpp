@@ -38,7 +38,7 @@ MHA_INLINE Unsigned<T> all_32(std::uint32_t x) {
 template <class T>
 MHA_INLINE IntVec<T> kept_lanes(const DropoutLanes<T>& dropout, Index lane, Index j) {
   const std::uint32_t step = static_cast<std::uint32_t>(dropout.first_key + j) * 0x9E3779B9u;
-  Unsigned<T> x = reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.start + lane));
+  auto x = reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.start + lane));
   x = low_32<T>(x + all_32<T>(step));
   x ^= x >> 16;
   x = low_32<T>(x * all_32<T>(0x85EBCA6Bu));
