@@ -22,6 +22,7 @@
 //     Wednesday, September 27, 1961  1966-09-27 (should be 1961-09-27)
 //     acid                           EY S IH D (should be AE S AH D)
 //     airways                        EH R W EY Z
+#include <common/decoding.hpp>
 #include <common/heat_map.hpp>
 #include <common/text_pairs.hpp>
 #include <common/training.hpp>
@@ -70,11 +71,6 @@ struct TextEmbedding {
     symbols.collect(all);
     places.collect(all);
   }
-};
-
-/// What a decoder block keeps between positions: a row per sequence, in it token after token.
-struct Past {
-  Matrix<float> keys, values, context_keys, context_values;
 };
 
 class Translator {
@@ -151,11 +147,12 @@ class Translator {
     for (const Pair& pair : pairs) in.add(pair.source, false);
     const auto count = static_cast<Index>(pairs.size());
     const Matrix<float> context = encode(in);
-    std::vector<Past> pasts;
+    std::vector<examples::DecoderPast> pasts;
     for (const auto& block : decoder_) {
-      const Matrix<float> nothing = Matrix<float>::Zero(count, longest_ * width_);
-      pasts.push_back({nothing, nothing, padded(apply(block.cross.layer.k_proj, context), in),
-                       padded(apply(block.cross.layer.v_proj, context), in)});
+      const auto& cross = block.cross.layer;
+      pasts.emplace_back(count, longest_, width_,
+                         padded(examples::apply_linear(cross.k_proj, context), in),
+                         padded(examples::apply_linear(cross.v_proj, context), in));
     }
     std::vector<Symbols> answers(pairs.size());
     Symbols last(pairs.size(), 0);
@@ -166,7 +163,7 @@ class Translator {
       Matrix<float> x = target_.symbols.forward(last);
       x.rowwise() += target_.places.table.row(place);
       for (std::size_t n = 0; n < decoder_.size(); ++n) {
-        write_one(decoder_[n], pasts[n], x, place, in.lengths, weights);
+        examples::decode_one(decoder_[n], pasts[n], x, place, mha::lengths(in.lengths), &weights);
       }
       const Matrix<float> logits = head_.forward(decoder_norm_.forward(x));
       for (std::size_t s = 0; s < pairs.size(); ++s) {
@@ -200,11 +197,6 @@ class Translator {
     return encoder_norm_.forward(x);
   }
 
-  template <class Projection>
-  static Matrix<float> apply(const Projection& linear, const Matrix<float>& x) {
-    return (x * linear.weight).rowwise() + linear.bias;
-  }
-
   /// The rows of a ragged batch as a row for each sequence, with room for the longest.
   Matrix<float> padded(const Matrix<float>& x, const examples::Ragged& in) const {
     Matrix<float> rows =
@@ -216,36 +208,6 @@ class Translator {
       from += size;
     }
     return rows;
-  }
-
-  /// A decoder block at one place of every sequence: DecoderBlock::forward() with what is past kept.
-  void write_one(examples::DecoderBlock& block, Past& past, Matrix<float>& x, Index place,
-                 const std::vector<Index>& lengths, Matrix<float>& weights) const {
-    const Index channels = width_ / heads_;
-    const auto tokens = [&](const Matrix<float>& rows, Index number) {
-      return mha::TensorView<const float>(rows.data(), {x.rows(), heads_, number, channels},
-                                          {rows.cols(), channels, width_, 1});
-    };
-    Matrix<float> mixed(x.rows(), width_);
-    const mha::TensorView<float> heads_of_mixed = mha::split_heads(mixed, heads_, x.rows());
-
-    const auto& self = block.self.layer;
-    const Matrix<float> normal = block.norm1.forward(x);
-    past.keys.middleCols(place * width_, width_) = apply(self.k_proj, normal);
-    past.values.middleCols(place * width_, width_) = apply(self.v_proj, normal);
-    Matrix<float> query = apply(self.q_proj, normal);
-    mha::attention_into<float>({heads_of_mixed}, mha::split_heads(query, heads_, x.rows()),
-                               tokens(past.keys, place + 1), tokens(past.values, place + 1));
-    x += apply(self.out_proj, mixed);
-
-    const auto& cross = block.cross.layer;
-    query = apply(cross.q_proj, block.norm2.forward(x));
-    mha::attention_into<float>(
-        {heads_of_mixed, mha::TensorView<float>(weights.data(), {x.rows(), heads_, 1, longest_})},
-        mha::split_heads(query, heads_, x.rows()), tokens(past.context_keys, longest_),
-        tokens(past.context_values, longest_), mha::lengths(lengths));
-    x += apply(cross.out_proj, mixed);
-    x += block.feed_forward.forward(block.norm3.forward(x));
   }
 
   Index width_, heads_, longest_;

@@ -34,6 +34,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/decoding.hpp"
 #include "common/digits.hpp"
 #include "common/learning_options.hpp"
 #include "common/scenes.hpp"
@@ -143,18 +144,30 @@ class Captioner {
   /// Says the likeliest word, reads it, says the next.
   std::vector<Caption> describe(const std::vector<Scene>& scenes) {
     context_ = encoder_.forward(scenes);
+    const auto count = static_cast<Index>(scenes.size());
+    const Index width = context_.cols();
+    std::vector<examples::DecoderPast> pasts;
+    for (const auto& block : blocks_) {  // what the scenes give to every word
+      const auto of_context = [&](const auto& projection) -> Matrix<float> {
+        Matrix<float> rows = examples::apply_linear(projection, context_);
+        return Eigen::Map<Matrix<float>>(rows.data(), count, rows.size() / count);
+      };
+      const auto& cross = block.cross.layer;
+      pasts.emplace_back(count, kLongest, width, of_context(cross.k_proj),
+                         of_context(cross.v_proj));
+    }
     std::vector<Caption> captions(scenes.size());
-    for (Index length = 1; length <= kLongest; ++length) {
-      std::vector<int> read;
-      for (const Caption& caption : captions) {
-        read.push_back(kStart);
-        read.insert(read.end(), caption.begin(), caption.end());
+    std::vector<int> last(scenes.size(), kStart);
+    for (Index place = 0; place < kLongest; ++place) {
+      Matrix<float> x = words_.forward(last);
+      x.rowwise() += positions_.table.row(place);
+      for (std::size_t n = 0; n < blocks_.size(); ++n) {
+        examples::decode_one(blocks_[n], pasts[n], x, place);
       }
-      const Matrix<float> logits = decode(read, scenes.size());
+      const Matrix<float> logits = next_.forward(norm_.forward(x));
       for (std::size_t n = 0; n < captions.size(); ++n) {
-        int word = 0;
-        logits.row((static_cast<Index>(n) + 1) * length - 1).maxCoeff(&word);
-        captions[n].push_back(word);
+        logits.row(static_cast<Index>(n)).maxCoeff(&last[n]);
+        captions[n].push_back(last[n]);
       }
     }
     for (Caption& caption : captions) {
