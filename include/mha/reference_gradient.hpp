@@ -16,6 +16,7 @@
 #include <cmath>
 #include <vector>
 
+#include "mha/floating.hpp"
 #include "mha/rules.hpp"
 
 namespace mha {
