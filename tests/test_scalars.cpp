@@ -11,14 +11,13 @@
 #include <vector>
 
 #include "support/catch.hpp"
-#include "support/dual.hpp"
 #include "support/layer_support.hpp"
 
 using mha::Index;
 using mha::Matrix;
 using mha::MultiHead;
 using mha::test::cast_to;
-using mha::test::Dual;
+using Dual = mha::Dual<double>;
 using mha::test::random_matrix;
 using mha::test::Tokens;
 
