@@ -30,6 +30,17 @@ struct Weight {
   const T* bias = nullptr;
 };
 
+/// While a strip of rows of A is worked through, fetches those of the next, if they lie side by side.
+template <class T>
+void fetch_next_strip(Product<T>& p) {
+  p.fetch[0] = p.fetch[1] = p.a;
+  if (p.a_step != 1 || p.depth == 0 || p.a_row >= 2 * p.depth) return;
+  p.fetch[0] = p.a + 6 * p.a_row;
+  p.fetch[1] = p.a + 12 * p.a_row;
+  p.fetch_step = 12 * p.a_row / p.depth;
+  p.fetch_strip = 12 * p.a_row;
+}
+
 /// Several maps of the same x.
 template <class In, class Out, class T>
 struct ProjectJob {
@@ -206,7 +217,7 @@ class ProjectTask {
           p.a = x_.data + k * x_.col_stride;
           p.c = to.data;
           p.c_row = to.row_stride;
-          fetch_rows(p);
+          fetch_next_strip(p);
           kernels_.product(p);
           continue;
         }
@@ -215,7 +226,7 @@ class ProjectTask {
           p.a = x_.data + r * x_.row_stride + k * x_.col_stride;
           p.c = at_.tail;
           p.c_row = kWide;
-          fetch_rows(p);
+          fetch_next_strip(p);
           const auto y = job.y.middle_rows(r, p.rows);
           if (k > 0) copy_columns(y, first_output, outputs, at_.tail, false);
           kernels_.product(p);
@@ -285,16 +296,6 @@ class ProjectTask {
       p.start = bias_.data();
     }
     return p;
-  }
-
-  /// The rows of x that the strip after this one reads.
-  void fetch_rows(Product<T>& p) const {
-    p.fetch[0] = p.fetch[1] = p.a;
-    if (x_.col_stride != 1 || p.depth == 0 || x_.row_stride >= 2 * p.depth) return;
-    p.fetch[0] = p.a + 6 * x_.row_stride;
-    p.fetch[1] = p.a + 12 * x_.row_stride;
-    p.fetch_step = 12 * x_.row_stride / p.depth;
-    p.fetch_strip = 12 * x_.row_stride;
   }
 
   /// Between columns of y, run by run, and rows of ours.

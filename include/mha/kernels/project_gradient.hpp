@@ -141,13 +141,7 @@ class PanelProducts {
         p.a = a.data + r * a.row_stride + k * a.col_stride;
         p.c = direct ? c.data : at.tail;
         p.c_row = direct ? c.row_stride : kWide;
-        p.fetch[0] = p.fetch[1] = p.a;
-        if (a.col_stride == 1 && a.row_stride < 2 * p.depth) {  // what the next strip reads
-          p.fetch[0] = p.a + 6 * a.row_stride;
-          p.fetch[1] = p.a + 12 * a.row_stride;
-          p.fetch_step = 12 * a.row_stride / p.depth;
-          p.fetch_strip = 12 * a.row_stride;
-        }
+        fetch_next_strip(p);
         if (!direct && p.accumulate) {
           for (Index i = 0; i < p.rows; ++i) {
             for (Index j = 0; j < c.cols; ++j) at.tail[i * kWide + j] = c(r + i, j);
