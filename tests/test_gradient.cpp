@@ -324,29 +324,35 @@ void for_each_gradient(const mha::AttentionGradients<T>& a,
   f("value", a.value, b.value);
 }
 
+/// A sum of n products of numbers up to m errs by n eps m at the most; scores, weights and gradients
+/// are such sums.
+template <class T>
+void check_gradients(const mha::AttentionGradients<T>& actual,
+                     const mha::AttentionGradients<long double>& expected) {
+  for_each_gradient(actual, expected, [&](const char* name, const auto& a, const auto& b) {
+    CAPTURE(name);
+    long double largest = 0;
+    long double worst = 0;
+    for (Index n = 0; n < b.sizes()[0] * b.sizes()[1] * b.sizes()[2] * b.sizes()[3]; ++n) {
+      largest = std::max(largest, std::abs(b.data()[n]));
+      worst = std::max(worst, std::abs(b.data()[n] - static_cast<long double>(a.data()[n])));
+    }
+    CHECK(worst <= 32 * static_cast<long double>(eps_of<T>()) * largest);
+  });
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("the kernels' gradients are those of the formula at any size",
                    "[gradient][kernels]", float, double) {
-  // Around the tiles of 64 (32) queries and 128 keys, on every instruction set. A sum of n products
-  // of numbers up to m errs by n eps m at the most; scores, weights and gradients are such sums.
+  // Around the tiles of 64 (32) queries and 128 keys, on every instruction set.
   using T = TestType;
   const auto check = [](const std::array<Index, 7>& sizes, const auto& rule) {
     const auto expected = gradients_as<long double>(sizes, rule);
     for (const mha::kernels::Target t : available_targets()) {
       const UsingTarget use(t);
       CAPTURE(mha::kernels::name(t), sizes[3], sizes[4], sizes[5]);
-      const auto actual = gradients_as<T>(sizes, rule);
-      for_each_gradient(actual, expected, [&](const char* name, const auto& a, const auto& b) {
-        CAPTURE(name);
-        long double largest = 0;
-        long double worst = 0;
-        for (Index n = 0; n < b.sizes()[0] * b.sizes()[1] * b.sizes()[2] * b.sizes()[3]; ++n) {
-          largest = std::max(largest, std::abs(b.data()[n]));
-          worst = std::max(worst, std::abs(b.data()[n] - static_cast<long double>(a.data()[n])));
-        }
-        CHECK(worst <= 32 * static_cast<long double>(eps_of<T>()) * largest);
-      });
+      check_gradients(gradients_as<T>(sizes, rule), expected);
     }
   };
   const std::array<Index, 7> all_sizes[] = {{1, 1, 1, 1, 1, 1, 1},       {1, 2, 1, 33, 65, 8, 8},
@@ -437,17 +443,7 @@ TEMPLATE_TEST_CASE("gradients through dropout are those of the formula", "[dropo
   const std::array<Index, 7> sizes{2, 4, 2, 70, 140, 12, 9};
   const auto rule = mha::causal_lower_right() & mha::dropout(0.3, 11) & mha::softcap(3.0);
   const auto expected = gradients_as<long double>(sizes, rule);
-  const auto actual = gradients_as<T>(sizes, rule);
-  for_each_gradient(actual, expected, [&](const char* name, const auto& a, const auto& b) {
-    CAPTURE(name);
-    long double largest = 0;
-    long double worst = 0;
-    for (Index n = 0; n < b.sizes()[0] * b.sizes()[1] * b.sizes()[2] * b.sizes()[3]; ++n) {
-      largest = std::max(largest, std::abs(b.data()[n]));
-      worst = std::max(worst, std::abs(b.data()[n] - static_cast<long double>(a.data()[n])));
-    }
-    CHECK(worst <= 32 * static_cast<long double>(eps_of<T>()) * largest);
-  });
+  check_gradients(gradients_as<T>(sizes, rule), expected);
 }
 
 TEST_CASE("wrong shapes of a backward pass are named before anything is written",
