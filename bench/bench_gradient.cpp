@@ -50,6 +50,16 @@ mha::Tensor<float> random_tensor(const std::array<Index, 4>& sizes) {
   return tensor;
 }
 
+/// f(rule)
+template <class F>
+void under_rule(bool causal, const F& f) {
+  if (causal) {
+    f(mha::causal());
+  } else {
+    f(mha::All());
+  }
+}
+
 class AttentionTraining : public Call {
  public:
   explicit AttentionTraining(const Shape& s) : causal_(s.causal) {
@@ -61,11 +71,7 @@ class AttentionTraining : public Call {
     lse_ = mha::Tensor<float>({s.batch, s.heads, s.tokens, 1});
   }
   void run() override {
-    if (causal_) {
-      run_under(mha::causal());
-    } else {
-      run_under(mha::All());
-    }
+    under_rule(causal_, [&](const auto& rule) { run_under(rule); });
   }
 
  private:
@@ -97,11 +103,7 @@ class LayerTraining : public Call {
         x_(mha::Matrix<float>::Random(s.batch * s.tokens, s.heads * s.head_dim)),
         grad_(mha::Matrix<float>::Random(s.batch * s.tokens, s.heads * s.head_dim)) {}
   void run() override {
-    if (causal_) {
-      run_under(mha::causal());
-    } else {
-      run_under(mha::All());
-    }
+    under_rule(causal_, [&](const auto& rule) { run_under(rule); });
   }
 
  private:
