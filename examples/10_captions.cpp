@@ -274,10 +274,7 @@ void draw(const std::string& path, const std::vector<Scene>& scenes, Captioner& 
 }
 
 int learn_and_test(const examples::LearningOptions& options) {
-  const examples::Digits digits = examples::read_digits(options.data);
-  const int known = digits.size() - examples::kTestDigits;
-  const examples::Digits train = examples::slice(digits, 0, known);
-  const examples::Digits test = examples::slice(digits, known, digits.size());
+  const auto [train, test] = examples::read_digit_sets(options.data);
 
   const int most = options.is_short ? 1 : 2;
   const int steps = options.is_short ? 400 : 3600;

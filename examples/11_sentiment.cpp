@@ -293,16 +293,4 @@ int run(const examples::EncoderOptions& options) {
   return verdicts.percent() >= kFloor ? 0 : 1;
 }
 
-int main(int argc, char** argv) {
-  examples::EncoderOptions options;
-  if (!examples::parse_options({argv + 1, argv + argc}, options)) {
-    std::cerr << "usage: 11_sentiment" << examples::kEncoderUsage;
-    return 1;
-  }
-  try {
-    return run(options);
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\n";
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return examples::encoder_main(argc, argv, "11_sentiment", run); }

@@ -83,4 +83,15 @@ inline mha::Matrix<float> varied(const mha::Matrix<float>& image, std::mt19937& 
   return y;
 }
 
+/// The digits to learn from and those to test with.
+struct DigitSets {
+  Digits train;
+  Digits test;
+};
+inline DigitSets read_digit_sets(const std::string& path) {
+  const Digits digits = read_digits(path);
+  const int known = digits.size() - kTestDigits;
+  return {slice(digits, 0, known), slice(digits, known, digits.size())};
+}
+
 }  // namespace examples

@@ -5,6 +5,8 @@
 
 #include <charconv>
 #include <cstdint>
+#include <exception>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -47,6 +49,22 @@ inline bool parse_options(const std::vector<std::string>& arguments, EncoderOpti
   options.weights = files[0];
   options.vocabulary = files[1];
   return true;
+}
+
+/// main() of such a program: its exit code is what run(options) returns, or 1.
+inline int encoder_main(int count, char** arguments, const char* name,
+                        int (*run)(const EncoderOptions&)) {
+  EncoderOptions options;
+  if (!parse_options({arguments + 1, arguments + count}, options)) {
+    std::cerr << "usage: " << name << kEncoderUsage;
+    return 1;
+  }
+  try {
+    return run(options);
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << "\n";
+    return 1;
+  }
 }
 
 }  // namespace examples
