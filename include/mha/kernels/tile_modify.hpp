@@ -11,8 +11,9 @@
 namespace mha::kernels::MHA_TARGET {
 
 inline constexpr int kSixteen = 16;
-alignas(64) inline constexpr std::int32_t kCounting[kSixteen] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                                                 8, 9, 10, 11, 12, 13, 14, 15};
+template <class Int>
+alignas(64) inline constexpr Int kCounting[kSixteen] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
 
 /// first, first + 1, ..., but at most last; or sixteen times first.
 MHA_INLINE Lanes<int> positions(Index first, bool counting, Index last) {
@@ -20,9 +21,9 @@ MHA_INLINE Lanes<int> positions(Index first, bool counting, Index last) {
   const IntVec<float> most = all_int<float>(static_cast<std::int32_t>(last));
   for (int l = 0; l < kSixteen; l += Simd<float>::kCount) {
     IntVec<float> p = all_int<float>(static_cast<std::int32_t>(first));
-    if (counting) p += load_int<float>(kCounting + l);
+    if (counting) p += load_int<float>(kCounting<std::int32_t> + l);
     p = p < most ? p : most;
-    __builtin_memcpy(result.v + l, &p, sizeof(p));
+    store_int<float>(result.v + l, p);
   }
   return result;
 }
@@ -52,8 +53,7 @@ struct Sixteen {
       const IntVec<T> j = all_int<T>(static_cast<Int>(key(0)));
       return (j >= load_int<T>(tile.begin + first + l)) & (j < load_int<T>(tile.end + first + l));
     } else {
-      IntVec<T> j = all_int<T>(static_cast<Int>(key(l)));
-      for (int k = 0; k < Simd<T>::kCount; ++k) j[k] += static_cast<Int>(k);
+      const IntVec<T> j = all_int<T>(static_cast<Int>(key(l))) + load_int<T>(kCounting<Int>);
       return (j >= all_int<T>(tile.begin[line])) & (j < all_int<T>(tile.end[line]));
     }
   }
@@ -61,36 +61,40 @@ struct Sixteen {
     if (count < kSixteen) return false;
     IntVec<T> outside = {};
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) outside |= ~range_mask(l);
-    int_of<T> any = 0;
-    for (int k = 0; k < Simd<T>::kCount; ++k) any |= outside[k];
-    return any == 0;
+    return !any_bit<T>(outside);
   }
   /// Notes which queries have a score that is not -inf, among their keys.
   MHA_INLINE void note_allowed() const {
     if (!to_be_noted) return;
-    int_of<T> any = 0;
+    IntVec<T> any = {};
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) {
       const auto bits = reinterpret_cast<IntVec<T> >(load(s + l));
       const IntVec<T> allowed = (bits != all_int<T>(kMinusInfinityBits<T>)) & range_mask(l);
       if constexpr (kQueries) {
-        const IntVec<T> so_far = load_int<T>(tile.allowed + first + l) | allowed;
-        __builtin_memcpy(tile.allowed + first + l, &so_far, sizeof(so_far));
+        int_of<T>* const so_far = tile.allowed + first + l;
+        store_int<T>(so_far, load_int<T>(so_far) | allowed);
       } else {
-        for (int k = 0; k < Simd<T>::kCount; ++k) any |= l + k < count ? allowed[k] : 0;
+        const auto left = static_cast<int_of<T> >(count - l);
+        any |= allowed & (load_int<T>(kCounting<int_of<T> >) < all_int<T>(left));
       }
     }
-    if constexpr (!kQueries) tile.allowed[line] |= any;
+    if constexpr (!kQueries) {
+      if (any_bit<T>(any)) tile.allowed[line] = -1;
+    }
   }
 };
 
+// Local arrays are aligned for whole vectors, and no vector is a local variable whose address is
+// taken: g++ 12's address sanitizer misaligns others where variables lie on its own stack
+// (detect_stack_use_after_return; GCC bug 110027).
 template <class T, class RuleSet, bool kQueries>
 MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>& at) {
   const ModifyTile<T>& tile = at.tile;
   const Extent& extent = *tile.extent;
   if constexpr (RuleSet::template kTakesLanes<T>) {
-    const Lanes<int> i = positions(at.query(0), kQueries, extent.query_len - 1);
-    const Lanes<int> j = positions(at.key(0), !kQueries, extent.kv_len - 1);
-    Lanes<T> scores;
+    alignas(64) const Lanes<int> i = positions(at.query(0), kQueries, extent.query_len - 1);
+    alignas(64) const Lanes<int> j = positions(at.key(0), !kQueries, extent.kv_len - 1);
+    alignas(64) Lanes<T> scores;
     __builtin_memcpy(scores.v, at.s, sizeof(scores.v));
     scores = rules.score_lanes(scores, extent, tile.b, tile.h, i, j);
     __builtin_memcpy(at.s, scores.v, sizeof(scores.v));
@@ -104,7 +108,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
       for (int l = 0; l < kSixteen; ++l) {
         answers[l] = rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
       }
-      T before[kSixteen];
+      alignas(64) T before[kSixteen];
       __builtin_memcpy(before, at.s, sizeof(before));
       int yes = 0;
       for (const bool answer : answers) yes += answer ? 1 : 0;
@@ -121,8 +125,8 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
   }
   if (every_one) {
     // Through local arrays, which nothing that the function reads can overlap.
-    T in[kSixteen];
-    T out[kSixteen];
+    alignas(64) T in[kSixteen];
+    alignas(64) T out[kSixteen];
     __builtin_memcpy(in, at.s, sizeof(in));
     for (int l = 0; l < kSixteen; ++l) {
       out[l] = rules.score(in[l], extent, tile.b, tile.h, at.query(l), at.key(l));

@@ -174,9 +174,7 @@ bool raise(const T* tile_max, T* row_max, T* correction, Index vectors, T unit) 
     store(correction + w * kCount, exp2_of<T>((from - finite_or_zero<T>(to)) * all(unit)));
     changed |= reinterpret_cast<IntVec<T> >(from) != reinterpret_cast<IntVec<T> >(to);
   }
-  int_of<T> any = 0;
-  for (int l = 0; l < Simd<T>::kCount; ++l) any |= changed[l];
-  return any != 0;
+  return any_bit<T>(changed);
 }
 
 /// exponentiate() for W vectors at once.
@@ -325,7 +323,7 @@ bool all_finite(const T* x, Index row_stride, Index col_stride, Index rows, Inde
   constexpr int_of<T> kExponent = sizeof(T) == 4 ? static_cast<int_of<T> >(0x7F800000)
                                                  : static_cast<int_of<T> >(0x7FF0000000000000);
   IntVec<T> special = {};
-  int_of<T> any = 0;
+  bool any = false;
   for (Index r = 0; r < rows; ++r) {
     const T* const row = x + r * row_stride;
     Index c = 0;
@@ -335,10 +333,9 @@ bool all_finite(const T* x, Index row_stride, Index col_stride, Index rows, Inde
         special |= (bits & all_int<T>(kExponent)) == all_int<T>(kExponent);
       }
     }
-    for (; c < cols; ++c) any |= mha::detail::is_finite(row[c * col_stride]) ? 0 : 1;
+    for (; c < cols; ++c) any |= !mha::detail::is_finite(row[c * col_stride]);
   }
-  for (int l = 0; l < Simd<T>::kCount; ++l) any |= special[l];
-  return any == 0;
+  return !any && !any_bit<T>(special);
 }
 
 /// tanh(x) to a few units in the last place, NaN for NaN. Near 0 by Cephes' approximations (Moshier

@@ -35,6 +35,10 @@ template <class T>
 MHA_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::Unaligned*>(p) = v;
 }
+template <class T>
+MHA_INLINE void store_int(int_of<T>* p, IntVec<T> v) {
+  *reinterpret_cast<typename Simd<T>::UnalignedInt*>(p) = v;
+}
 
 /// Every lane x.
 template <class T>
@@ -103,6 +107,17 @@ MHA_INLINE Vec<T> minus_infinity() {
   IntVec<T> bits = all_int<T>(kMinusInfinityBits<T>);
   keep_rounding(bits);
   return reinterpret_cast<Vec<T> >(bits);
+}
+
+/// Whether any bit of any lane is set. Through an array: a vector whose lane is read by a variable
+/// number lies in memory, where g++ 12's address sanitizer may misalign it (GCC bug 110027).
+template <class T>
+MHA_INLINE bool any_bit(IntVec<T> v) {
+  int_of<T> lanes[std::size_t{Simd<T>::kCount}];
+  store_int<T>(lanes, v);
+  int_of<T> any = 0;
+  for (int l = 0; l < Simd<T>::kCount; ++l) any |= lanes[l];
+  return any != 0;
 }
 
 /// Lanes of `a` where the mask is set, else of `b`.
