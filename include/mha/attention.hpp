@@ -8,6 +8,8 @@
 // rule, or options, or both after the value. The checks are in batch.hpp.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/batch.hpp"
 
 namespace mha {

@@ -9,6 +9,8 @@
 // (counter-based random numbers); the mixers are SplitMix64's (Steele et al. 2014) and MurmurHash3's.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 #include <cstdint>
 

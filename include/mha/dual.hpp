@@ -9,6 +9,8 @@
 // derivatives, section 3.1.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <Eigen/Core>
 #include <cmath>
 #include <type_traits>

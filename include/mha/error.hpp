@@ -7,6 +7,8 @@
 // -fno-exceptions the same sentence goes to stderr and the program aborts.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>

@@ -10,6 +10,8 @@
 // arithmetic, so that the bits are the same whoever runs it.
 #pragma once
 
+#include "mha/language.hpp"
+
 #if __has_include(<Eigen/ThreadPool>)
 #include <Eigen/ThreadPool>  // Eigen 5
 #else

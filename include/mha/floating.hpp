@@ -7,6 +7,8 @@
 // empty: that is counted.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <bit>
 #include <cmath>
 #include <cstdint>

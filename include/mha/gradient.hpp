@@ -12,6 +12,8 @@
 // brings its derivative, score_mod(f, df). Masks hide what they hid.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/attention.hpp"
 #include "mha/kernels/gradient_tile.hpp"
 #include "mha/reference_gradient.hpp"

@@ -7,6 +7,8 @@
 // Work in double: in float rounding leaves three digits.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 #include <limits>
 

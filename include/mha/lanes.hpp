@@ -10,6 +10,8 @@
 // vectors of whatever instruction set the loop is inlined into.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <concepts>
 #include <type_traits>
 

@@ -9,6 +9,8 @@
 // nothing of query_len x kv_len.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <memory>
 #include <optional>
 #include <span>

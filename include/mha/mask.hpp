@@ -14,6 +14,8 @@
 // influence it, even if they are NaN or infinite.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <initializer_list>
 #include <memory>
 #include <vector>

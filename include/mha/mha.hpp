@@ -29,12 +29,15 @@
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
 //     inside: batch, tiled, product, projection, layer_memory, layer_pass, sequences, extra_keys,
-//     initialise, floating, error
+//     initialise, floating, error, language (one sentence for compilers of an older C++)
 #pragma once
+
+#include "mha/language.hpp"
 
 #include "mha/attention.hpp"
 #include "mha/dropout.hpp"
 #include "mha/gradient.hpp"
+#include "mha/gradient_check.hpp"
 #include "mha/multi_head.hpp"
 #include "mha/rotary.hpp"
 #include "mha/scores.hpp"

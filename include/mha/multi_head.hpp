@@ -8,6 +8,8 @@
 // untouched. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/batch.hpp"
 #include "mha/initialise.hpp"
 #include "mha/layer_gradient.hpp"

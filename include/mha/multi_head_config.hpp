@@ -4,6 +4,8 @@
 // rows of one call (MultiHeadOptions). Read next: multi_head.hpp.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cstdint>
 #include <optional>
 #include <vector>

@@ -9,6 +9,8 @@
 // copies operands whose strides it does not know.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/types.hpp"
 
 namespace mha::detail {

@@ -4,6 +4,8 @@
 // in; the loaders transpose), a plain row-major Eigen matrix that you may read and write.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/batch.hpp"
 #include "mha/kernels/project.hpp"
 #if !MHA_KERNELS

@@ -11,6 +11,8 @@
 // Source: Vaswani et al. 2017, arXiv:1706.03762, equation (1).
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 #include <vector>
 

@@ -13,6 +13,8 @@
 // Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, section 2.2.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 #include <vector>
 

@@ -11,6 +11,8 @@
 // Channels from dim on pass through. Source: Su et al. 2021, arXiv:2104.09864, section 3.4.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 #include <vector>
 

@@ -25,6 +25,8 @@
 // out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <algorithm>
 #include <optional>
 #include <tuple>

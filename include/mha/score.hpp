@@ -9,6 +9,8 @@
 // (ONNX since its 2026 erratum, FlashAttention, Gemma 2.)
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cmath>
 
 #include "mha/dual.hpp"

@@ -4,6 +4,8 @@
 // itself never holds it whole.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/attention.hpp"
 
 namespace mha {

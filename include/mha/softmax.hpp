@@ -9,6 +9,8 @@
 // arXiv:2205.14135.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include "mha/floating.hpp"
 
 namespace mha {

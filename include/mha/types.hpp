@@ -10,6 +10,8 @@
 // Read next: reference.hpp for the formula, rules.hpp for masks and score modifiers.
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <Eigen/Core>
 #include <array>
 #include <concepts>

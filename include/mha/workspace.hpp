@@ -11,6 +11,8 @@
 // attention_workspace_bytes() and MultiHead::workspace_bytes().
 #pragma once
 
+#include "mha/language.hpp"
+
 #include <cstddef>
 #include <memory>
 #include <new>

@@ -8,6 +8,8 @@
 // Source: https://github.com/huggingface/safetensors, README section "Format".
 #pragma once
 
+#include <mha/language.hpp>
+
 #include <mha/error.hpp>
 
 #include <Eigen/Core>

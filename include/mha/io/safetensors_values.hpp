@@ -4,6 +4,8 @@
 // between them. Used by the reader and the writer.
 #pragma once
 
+#include <mha/language.hpp>
+
 #include <mha/io/safetensors_header.hpp>
 
 #include <Eigen/Core>

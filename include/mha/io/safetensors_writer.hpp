@@ -3,6 +3,8 @@
 // Writes safetensors files: class SafetensorsWriter.
 #pragma once
 
+#include <mha/language.hpp>
+
 #include <mha/error.hpp>
 #include <mha/io/safetensors_values.hpp>
 

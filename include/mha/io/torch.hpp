@@ -13,6 +13,8 @@
 // "layer.safetensors").
 #pragma once
 
+#include <mha/language.hpp>
+
 #include <mha/io/safetensors.hpp>
 #include <mha/multi_head.hpp>
 
