@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // A trained layer with the activations that entered and left it: x, wq bq wk bk wv bv wo bo as
-// [out, in] (y = x W^T + b), perhaps key_keep_mask (1 = keep), y and attn [batch, head, query,
-// key]. One sequence has no batch axis. A file with "for_file" in its metadata has grad_y and the
-// gradients of that file's x and parameters.
+// [out, in] (y = x W^T + b), perhaps x_kv (keys and values come from it), perhaps key_keep_mask
+// (1 = keep), y and attn [batch, head, query, key]. One sequence has no batch axis. A file with
+// "for_file" in its metadata has grad_y and the gradients of that file's x, x_kv and parameters.
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
@@ -55,30 +55,65 @@ double largest(const Array<float>& x) {
   return x.values.size() == 0 ? 0 : static_cast<double>(x.values.cwiseAbs().maxCoeff());
 }
 
-}  // namespace
+using Layer = MultiHead<float, Eigen::Dynamic>;
 
-namespace {
+/// Where keys and values come from, if not from x.
+std::optional<Array<float>> read_context(Case& c, const Array<float>& x) {
+  if (x.rank() != 2 && x.rank() != 3) throw std::runtime_error("x must have rank 2 or 3");
+  if (!c.has("x_kv")) return std::nullopt;
+  Array<float> x_kv = c.read<float>("x_kv");
+  if (x_kv.rank() != x.rank() || (x.rank() == 3 && x_kv.size(0) != x.size(0))) {
+    throw std::runtime_error("x_kv must have the rank and the batch of x " + shape_text(x.shape) +
+                             ", got " + shape_text(x_kv.shape));
+  }
+  return x_kv;
+}
+
+/// The layer with the widths and the parameters of the file.
+Layer read_layer(Case& c, const Array<float>& x, const std::optional<Array<float>>& x_kv) {
+  const auto number = [&](const std::string& key) {
+    const std::string text = c.metadata(key, "0");
+    const auto value = static_cast<Index>(std::strtoll(text.c_str(), nullptr, 10));
+    if (value >= 1 && std::to_string(value) == text) return value;
+    throw std::runtime_error(key + ": expected a number of at least 1, got \"" + text + "\"");
+  };
+  MultiHeadConfig config;
+  config.embed_dim = x.columns();
+  if (x_kv) config.kdim = config.vdim = x_kv->columns();
+  config.num_heads = number("heads");
+  config.head_dim = number("head_dim");
+  config.kv_heads = c.shape("wk").at(0) / config.head_dim;
+  if (config.kv_heads == 0) throw std::runtime_error("wk has fewer rows than head_dim");
+  config.value_dim = c.shape("wv").at(0) / config.kv_heads;
+  config.out_dim = c.shape("wo").at(0);
+  Layer layer(config);
+  read_projection(c, "q", layer.q_proj);
+  read_projection(c, "k", layer.k_proj);
+  read_projection(c, "v", layer.v_proj);
+  read_projection(c, "o", layer.out_proj);
+  const std::string scale = c.metadata("scale");
+  if (!scale.empty() && scale != "1/sqrt(" + std::to_string(config.head_dim) + ")") {
+    throw std::runtime_error("the scale " + scale + " is not known");
+  }
+  return layer;
+}
 
 void check_gradients(Case& c, Case& of) {
   const Array<float> x = of.read<float>("x");
-  MultiHeadConfig config;
-  config.embed_dim = x.columns();
-  config.num_heads = std::strtoll(of.metadata("heads").c_str(), nullptr, 10);
-  config.head_dim = std::strtoll(of.metadata("head_dim").c_str(), nullptr, 10);
-  config.out_dim = of.shape("wo").at(0);
-  using Layer = MultiHead<float, Eigen::Dynamic>;
-  Layer layer(config);
-  read_projection(of, "q", layer.q_proj);
-  read_projection(of, "k", layer.k_proj);
-  read_projection(of, "v", layer.v_proj);
-  read_projection(of, "o", layer.out_proj);
+  const std::optional<Array<float>> x_kv = read_context(of, x);
+  const Layer layer = read_layer(of, x, x_kv);
   if (of.metadata("causal", "0") != "0" || of.has("key_keep_mask") || x.rank() != 2) {
     throw std::runtime_error("expected one sequence without a mask");
   }
   const Array<float> grad_y = c.read<float>("grad_y");
   const Matrix<float> rows = x.rows();
+  const Matrix<float> context = x_kv ? Matrix<float>(x_kv->rows()) : Matrix<float>();
   TrainingPass<Layer> pass;
-  layer.forward_training(pass, rows);
+  if (x_kv) {
+    layer.forward_training(pass, rows, context);
+  } else {
+    layer.forward_training(pass, rows);
+  }
   MultiHeadGradients<Layer> gradients(layer);
   layer.backward(gradients, pass, Matrix<float>(grad_y.rows()));
   double biases = 0;
@@ -92,6 +127,7 @@ void check_gradients(Case& c, Case& of) {
     check(name, gradient, largest(c.read<float>(name)));
   };
   check_own("grad_x", gradients.query);
+  if (x_kv) check_own("grad_x_kv", gradients.key);
   check_own("grad_wq", gradients.q_proj.weight.transpose());
   check_own("grad_wk", gradients.k_proj.weight.transpose());
   check_own("grad_wv", gradients.v_proj.weight.transpose());
@@ -112,30 +148,8 @@ void run_layer_file(Case& c) {
     return check_gradients(c, of);
   }
   const Array<float> x = c.read<float>("x");
-  if (x.rank() != 2 && x.rank() != 3) throw std::runtime_error("x must have rank 2 or 3");
-  const auto number = [&](const std::string& key) {
-    const std::string text = c.metadata(key, "0");
-    const auto value = static_cast<Index>(std::strtoll(text.c_str(), nullptr, 10));
-    if (value >= 1 && std::to_string(value) == text) return value;
-    throw std::runtime_error(key + ": expected a number of at least 1, got \"" + text + "\"");
-  };
-  MultiHeadConfig config;
-  config.embed_dim = x.columns();
-  config.num_heads = number("heads");
-  config.head_dim = number("head_dim");
-  config.kv_heads = c.shape("wk").at(0) / config.head_dim;
-  if (config.kv_heads == 0) throw std::runtime_error("wk has fewer rows than head_dim");
-  config.value_dim = c.shape("wv").at(0) / config.kv_heads;
-  config.out_dim = c.shape("wo").at(0);
-  MultiHead<float, Eigen::Dynamic> layer(config);
-  read_projection(c, "q", layer.q_proj);
-  read_projection(c, "k", layer.k_proj);
-  read_projection(c, "v", layer.v_proj);
-  read_projection(c, "o", layer.out_proj);
-  const std::string scale = c.metadata("scale");
-  if (!scale.empty() && scale != "1/sqrt(" + std::to_string(config.head_dim) + ")") {
-    throw std::runtime_error("the scale " + scale + " is not known");
-  }
+  const std::optional<Array<float>> x_kv = read_context(c, x);
+  const Layer layer = read_layer(c, x, x_kv);
   const std::string causal_text = c.metadata("causal", "0");
   if (causal_text != "0" && causal_text != "1") throw std::runtime_error("causal must be 0 or 1");
   const bool is_causal = causal_text == "1";
@@ -144,11 +158,14 @@ void run_layer_file(Case& c) {
   MultiHeadOptions options;
   options.batch = x.rank() == 3 ? x.size(0) : 1;
   options.need_weights = c.has("attn");
+  const auto forward = [&](const auto& rule) {
+    return x_kv ? layer.forward(x.rows(), x_kv->rows(), rule, options)
+                : layer.forward(x.rows(), rule, options);
+  };
   const auto check_by = [&](const std::string& way, const auto& rule) {
-    const auto result = is_causal ? layer.forward(x.rows(), causal() & rule, options)
-                                  : layer.forward(x.rows(), rule, options);
+    const auto result = is_causal ? forward(causal() & rule) : forward(rule);
     Array<float> y(x.shape);
-    y.shape.back() = config.out_dim;
+    y.shape.back() = layer.config().out_dim;
     y.values = Eigen::Map<const Vector<float>>(result.output.data(), result.output.size());
     for (const char* expected : {"y", "y_ort"}) {
       if (!c.has(expected)) continue;
