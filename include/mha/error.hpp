@@ -9,10 +9,12 @@
 
 #include "mha/language.hpp"
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace mha::detail {
 
@@ -28,12 +30,31 @@ template <class Exception>
 #endif
 }
 
-/// One side of a "got A and B": numbers as they are, text unchanged.
+/// A number as one would write it, in as few digits as tell it apart from its neighbours: 0.5, 1e+300.
+inline std::string number_text(double value, int most_digits) {
+  std::array<char, 32> buffer{};
+  for (int digits = 6;; ++digits) {
+    std::snprintf(buffer.data(), buffer.size(), "%.*g", digits, value);
+    if (digits >= most_digits || std::strtod(buffer.data(), nullptr) == value) break;
+  }
+  return buffer.data();
+}
+
+/// One side of a "got A and B": numbers as they are, text unchanged. A number of a type of its own
+/// (16 bits, dual numbers) is shown as the float that it converts to.
 inline std::string text(const char* value) { return value; }
 inline std::string text(const std::string& value) { return value; }
 template <class Number>
 std::string text(const Number& value) {
-  return std::to_string(value);
+  if constexpr (std::is_integral_v<Number>) {
+    return std::to_string(value);
+  } else if constexpr (std::is_floating_point_v<Number> && !std::is_same_v<Number, float>) {
+    return number_text(static_cast<double>(value), 17);
+  } else if constexpr (std::is_constructible_v<float, Number>) {
+    return number_text(static_cast<double>(static_cast<float>(value)), 9);
+  } else {
+    return "a number";
+  }
 }
 
 /// Fails with std::invalid_argument if `ok` is false. The message parts are joined only then.
