@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mha/batch.hpp"
+#include "mha/head_columns.hpp"
 #include "mha/kernels/tile_memory.hpp"
 #include "mha/rotary.hpp"
 

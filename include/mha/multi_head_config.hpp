@@ -51,9 +51,6 @@ struct MultiHeadOptions {
 
 namespace detail {
 
-/// The largest size of a layer: products of two are still far from overflow.
-inline constexpr Index kMaxSize = Index{1} << (sizeof(Index) * 4 - 2);
-
 /// The config with every default filled in.
 /// @param heads, head_dim  the class's template arguments; Eigen::Dynamic = not fixed
 /// @throws std::invalid_argument if the sizes contradict each other

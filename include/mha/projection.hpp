@@ -7,6 +7,7 @@
 #include "mha/language.hpp"
 
 #include "mha/batch.hpp"
+#include "mha/head_columns.hpp"
 #include "mha/kernels/project.hpp"
 #if !MHA_KERNELS
 #include "mha/product.hpp"

@@ -18,7 +18,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "mha/error.hpp"
+#include "mha/sizes.hpp"
 
 namespace mha {
 
@@ -97,12 +97,22 @@ struct TensorView {
 
   TensorView() = default;
   /// Contiguous memory, the channel running fastest.
-  TensorView(Scalar* first, const std::array<Index, 4>& extents)
-      : data(first),
-        sizes(extents),
-        strides{extents[1] * extents[2] * extents[3], extents[2] * extents[3], extents[3], 1} {}
+  /// @throws std::invalid_argument if a size is negative, or there are more elements than fit in
+  ///         memory
+  TensorView(Scalar* first, const std::array<Index, 4>& extents) : data(first), sizes(extents) {
+    Index count = 0;
+    strides = detail::contiguous_strides("TensorView", extents, sizeof(Scalar), count);
+  }
+  /// @throws std::invalid_argument if a size is negative, or an element's place overflows an Index
   TensorView(Scalar* first, const std::array<Index, 4>& extents, const std::array<Index, 4>& steps)
-      : data(first), sizes(extents), strides(steps) {}
+      : data(first), sizes(extents), strides(steps) {
+    if (!detail::extent_fits(sizes, strides, sizeof(Scalar))) {
+      detail::require(false,
+                      "TensorView: sizes must not be negative, and no element may lie farther than "
+                      "an address reaches, got sizes ",
+                      detail::list_text(sizes), " and strides ", detail::list_text(strides));
+    }
+  }
 
   Index size(std::size_t axis) const { return sizes[axis]; }
   Scalar& operator()(Index b, Index h, Index i, Index d) const {
@@ -116,7 +126,11 @@ struct TensorView {
   }
   operator TensorView<const Scalar>() const  // NOLINT: views convert to read-only ones
       requires(!std::is_const_v<Scalar>) {
-    return {data, sizes, strides};
+    TensorView<const Scalar> view;
+    view.data = data;
+    view.sizes = sizes;
+    view.strides = strides;
+    return view;
   }
 };
 
@@ -128,8 +142,14 @@ class Tensor {
   using Scalar = Scalar_;
 
   Tensor() = default;
-  explicit Tensor(const std::array<Index, 4>& sizes)
-      : sizes_(sizes), storage_(Storage::Zero(sizes[0] * sizes[1] * sizes[2] * sizes[3])) {}
+  /// All elements 0.
+  /// @throws std::invalid_argument if a size is negative, or there are more elements than fit in
+  ///         memory
+  explicit Tensor(const std::array<Index, 4>& sizes) : sizes_(sizes) {
+    Index count = 0;
+    strides_ = detail::contiguous_strides("Tensor", sizes, sizeof(Scalar), count);
+    storage_.setZero(count);
+  }
 
   Index size(std::size_t axis) const noexcept { return sizes_[axis]; }
   const std::array<Index, 4>& sizes() const noexcept { return sizes_; }
@@ -137,33 +157,49 @@ class Tensor {
   Scalar* data() noexcept { return storage_.data(); }
   const Scalar* data() const noexcept { return storage_.data(); }
 
-  Scalar& operator()(Index b, Index h, Index i, Index d) { return view()(b, h, i, d); }
-  const Scalar& operator()(Index b, Index h, Index i, Index d) const { return view()(b, h, i, d); }
+  Scalar& operator()(Index b, Index h, Index i, Index d) { return data()[place(b, h, i, d)]; }
+  const Scalar& operator()(Index b, Index h, Index i, Index d) const {
+    return data()[place(b, h, i, d)];
+  }
 
   /// Tokens x channels of one head of one sequence, as an Eigen matrix.
   auto matrix(Index b, Index h) {
-    return Eigen::Map<Matrix<Scalar>>(data() + (b * sizes_[1] + h) * sizes_[2] * sizes_[3],
-                                      sizes_[2], sizes_[3]);
+    return Eigen::Map<Matrix<Scalar>>(data() + place(b, h, 0, 0), sizes_[2], sizes_[3]);
   }
   auto matrix(Index b, Index h) const {
-    return Eigen::Map<const Matrix<Scalar>>(data() + (b * sizes_[1] + h) * sizes_[2] * sizes_[3],
-                                            sizes_[2], sizes_[3]);
+    return Eigen::Map<const Matrix<Scalar>>(data() + place(b, h, 0, 0), sizes_[2], sizes_[3]);
   }
 
-  TensorView<Scalar> view() { return {data(), sizes_}; }
-  TensorView<const Scalar> view() const { return {data(), sizes_}; }
-  operator TensorView<Scalar>() { return view(); }              // NOLINT: a tensor is viewed as one
-  operator TensorView<const Scalar>() const { return view(); }  // NOLINT
+  TensorView<Scalar> view() MHA_LIFETIMEBOUND { return view_of(data()); }
+  TensorView<const Scalar> view() const MHA_LIFETIMEBOUND { return view_of(data()); }
+  // NOLINTNEXTLINE: a tensor is viewed as one
+  operator TensorView<Scalar>() MHA_LIFETIMEBOUND { return view(); }
+  operator TensorView<const Scalar>() const MHA_LIFETIMEBOUND { return view(); }  // NOLINT
 
  private:
   using Storage = Eigen::Array<Scalar, Eigen::Dynamic, 1, Eigen::ColMajor>;
+
+  Index place(Index b, Index h, Index i, Index d) const {
+    return b * strides_[0] + h * strides_[1] + i * strides_[2] + d;
+  }
+  template <class T>
+  TensorView<T> view_of(T* first) const {
+    TensorView<T> view;
+    view.data = first;
+    view.sizes = sizes_;
+    view.strides = strides_;
+    return view;
+  }
+
   std::array<Index, 4> sizes_{0, 0, 0, 0};
+  std::array<Index, 4> strides_{0, 0, 0, 1};
   Storage storage_;
 };
 
-/// Where an Eigen object's coefficients lie. The object must outlive the view.
+namespace detail {
+
 template <EigenInMemory M>
-auto matrix_view(M&& m) {
+auto view_of_matrix(M& m) {
   using Plain = std::remove_cvref_t<M>;
   using Element = std::remove_pointer_t<decltype(m.data())>;
   const Index inner = m.innerStride();
@@ -172,40 +208,43 @@ auto matrix_view(M&& m) {
                              Plain::IsRowMajor ? inner : outer};
 }
 
-/// The heads of a 2-D matrix, as a view, not a copy: row b * n + i, column h * d + c of `matrix`
-/// becomes (b, h, i, c) of [batch, num_heads, n, d], with n = rows / batch and d = columns /
-/// num_heads.
-/// @throws std::invalid_argument if num_heads does not divide the columns, or batch the rows.
-template <EigenInMemory M>
-auto split_heads(M&& matrix, Index num_heads, Index batch = 1) {
-  const auto whole = matrix_view(std::forward<M>(matrix));
-  detail::require(num_heads > 0 && whole.cols % num_heads == 0,
-                  "split_heads: num_heads must divide matrix.cols(), got ", num_heads, " and ",
-                  whole.cols);
-  detail::require(batch >= 0 && (batch == 0 ? whole.rows == 0 : whole.rows % batch == 0),
-                  "split_heads: batch must divide matrix.rows(), got ", batch, " and ", whole.rows);
-  const Index tokens = batch == 0 ? 0 : whole.rows / batch;
-  const Index channels = whole.cols / num_heads;
-  using Element = std::remove_pointer_t<decltype(whole.data)>;
-  return TensorView<Element>(
-      whole.data, {batch, num_heads, tokens, channels},
-      {tokens * whole.row_stride, channels * whole.col_stride, whole.row_stride, whole.col_stride});
+/// One head of one sequence, as a tensor.
+template <class Scalar>
+TensorView<Scalar> as_tensor(const MatrixView<Scalar>& m) {
+  TensorView<Scalar> view;
+  view.data = m.data;
+  view.sizes = {1, 1, m.rows, m.cols};
+  view.strides = {0, 0, m.row_stride, m.col_stride};
+  return view;
 }
 
-namespace detail {
-
-template <class T>
-inline constexpr bool is_tensor_view = false;
 template <class Scalar>
-inline constexpr bool is_tensor_view<TensorView<Scalar>> = true;
+TensorView<Scalar> split_view(const MatrixView<Scalar>& whole, Index num_heads, Index batch) {
+  require(num_heads > 0 && whole.cols % num_heads == 0,
+          "split_heads: num_heads must divide matrix.cols(), got ", num_heads, " and ", whole.cols);
+  require(batch >= 0 && (batch == 0 ? whole.rows == 0 : whole.rows % batch == 0),
+          "split_heads: batch must divide matrix.rows(), got ", batch, " and ", whole.rows);
+  const Index tokens = batch == 0 ? 0 : whole.rows / batch;
+  const Index channels = whole.cols / num_heads;
+  TensorView<Scalar> view;
+  view.data = whole.data;
+  view.sizes = {batch, num_heads, tokens, channels};
+  view.strides = {0, 0, whole.row_stride, whole.col_stride};
+  const bool fits = multiplies(tokens, whole.row_stride, view.strides[0]) &&
+                    multiplies(channels, whole.col_stride, view.strides[1]) &&
+                    extent_fits(view.sizes, view.strides, sizeof(Scalar));
+  require(
+      fits, "split_heads: no element of the matrix may lie farther than an address reaches, got ",
+      whole.rows, " x ", whole.cols, " with strides ", whole.row_stride, " and ", whole.col_stride);
+  return view;
+}
 
 template <class T>
 inline constexpr bool is_tensor = false;
 template <class Scalar>
 inline constexpr bool is_tensor<Tensor<Scalar>> = true;
 
-/// Eigen::Tensor and Eigen::TensorMap, recognised by what they offer: their header is not needed
-/// here.
+/// Eigen::Tensor, Eigen::TensorMap, ...: recognised by what they offer, their header is not needed.
 template <class T>
 concept EigenTensor = requires(T& t) {
   { t.dimension(0) } -> std::convertible_to<Index>;
@@ -215,6 +254,48 @@ concept EigenTensor = requires(T& t) {
   std::remove_cvref_t<T>::Layout;
 };
 
+/// A matrix or tensor that owns its memory: a view of it must not outlive it. (A Map, Block or
+/// TensorView may end before a view of the same memory.)
+template <class T>
+concept OwnsMemory = is_tensor<std::remove_cvref_t<T>> ||
+    std::is_base_of_v<Eigen::PlainObjectBase<std::remove_cvref_t<T>>, std::remove_cvref_t<T>> ||
+    (EigenTensor<T>&& requires(T& t) { t.resize(t.dimensions()); });
+/// One with a name.
+template <class T>
+concept NamedMemory = OwnsMemory<T> && std::is_lvalue_reference_v<T>;
+
+}  // namespace detail
+
+/// Where an Eigen object's coefficients lie. The object must outlive the view.
+template <EigenInMemory M>
+auto matrix_view(M&& m) {
+  return detail::view_of_matrix(m);
+}
+template <EigenInMemory M>
+requires detail::OwnsMemory<M>
+auto matrix_view(M&& m MHA_LIFETIMEBOUND) { return detail::view_of_matrix(m); }
+
+/// The heads of a 2-D matrix, as a view, not a copy: row b * n + i, column h * d + c of `matrix`
+/// becomes (b, h, i, c) of [batch, num_heads, n, d], with n = rows / batch and d = columns /
+/// num_heads.
+/// @throws std::invalid_argument if num_heads does not divide the columns, or batch the rows.
+template <EigenInMemory M>
+auto split_heads(M&& matrix, Index num_heads, Index batch = 1) {
+  return detail::split_view(detail::view_of_matrix(matrix), num_heads, batch);
+}
+template <EigenInMemory M>
+requires detail::OwnsMemory<M>
+auto split_heads(M&& matrix MHA_LIFETIMEBOUND, Index num_heads, Index batch = 1) {
+  return detail::split_view(detail::view_of_matrix(matrix), num_heads, batch);
+}
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_tensor_view = false;
+template <class Scalar>
+inline constexpr bool is_tensor_view<TensorView<Scalar>> = true;
+
 }  // namespace detail
 
 /// Whatever can be seen as [batch, head, token, channel].
@@ -222,18 +303,17 @@ template <class T>
 concept TensorLike = detail::is_tensor_view<std::remove_cvref_t<T>> ||
     detail::is_tensor<std::remove_cvref_t<T>> || detail::EigenTensor<T> || EigenInMemory<T>;
 
-/// A view of `t` as [batch, head, token, channel]: of a TensorView or Tensor itself, of an
-/// Eigen::Tensor or TensorMap of rank 4 in either layout, of an Eigen matrix as one head of one
-/// sequence.
+namespace detail {
+
 template <TensorLike T>
-auto tensor_view(T&& t) {
+auto view_of_tensor(T& t) {
   using Plain = std::remove_cvref_t<T>;
-  if constexpr (detail::is_tensor_view<Plain>) {
+  if constexpr (is_tensor_view<Plain>) {
     return t;
-  } else if constexpr (detail::is_tensor<Plain>) {
+  } else if constexpr (is_tensor<Plain>) {
     return t.view();
   } else if constexpr (EigenInMemory<T>) {
-    return split_heads(std::forward<T>(t), 1);
+    return as_tensor(view_of_matrix(t));
   } else {
     static_assert(Plain::NumIndices == 4,
                   "mha: an Eigen tensor must have rank 4: [batch, head, token, channel]");
@@ -243,63 +323,28 @@ auto tensor_view(T&& t) {
     if constexpr (static_cast<int>(Plain::Layout) == static_cast<int>(Eigen::RowMajor)) {
       return TensorView<Element>(t.data(), sizes);
     } else {
-      return TensorView<Element>(
-          t.data(), sizes, {1, sizes[0], sizes[0] * sizes[1], sizes[0] * sizes[1] * sizes[2]});
+      Index count = 0;
+      const std::array<Index, 4> s = contiguous_strides(
+          "tensor_view", {sizes[3], sizes[2], sizes[1], sizes[0]}, sizeof(Element), count);
+      return TensorView<Element>(t.data(), sizes, {s[3], s[2], s[1], s[0]});
     }
   }
 }
 
+}  // namespace detail
+
+/// A view of `t` as [batch, head, token, channel]: of a TensorView or Tensor itself, of an
+/// Eigen::Tensor or TensorMap of rank 4 in either layout, of an Eigen matrix as one head of one
+/// sequence.
+template <TensorLike T>
+auto tensor_view(T&& t) {
+  return detail::view_of_tensor(t);
+}
+template <TensorLike T>
+requires detail::OwnsMemory<T>
+auto tensor_view(T&& t MHA_LIFETIMEBOUND) { return detail::view_of_tensor(t); }
+
 namespace detail {
-
-/// Rows and columns of which every `group_cols` columns, those of a head, lie by themselves,
-/// group_stride apart: [head][token][channel] seen as [token][head * channel]. A plain matrix is one
-/// group.
-template <class Scalar>
-struct HeadColumns {
-  Scalar* data = nullptr;
-  Index rows = 0;
-  Index cols = 0;
-  Index row_stride = 0;
-  Index col_stride = 1;
-  Index group_cols = 0;
-  Index group_stride = 0;
-
-  HeadColumns() = default;
-  HeadColumns(const MatrixView<Scalar>& m)  // NOLINT: a matrix is one group
-      : data(m.data),
-        rows(m.rows),
-        cols(m.cols),
-        row_stride(m.row_stride),
-        col_stride(m.col_stride),
-        group_cols(m.cols) {}
-
-  Scalar& operator()(Index row, Index col) const {
-    const Index group = group_cols == 0 ? 0 : col / group_cols;
-    return data[group * group_stride + row * row_stride + (col - group * group_cols) * col_stride];
-  }
-  HeadColumns middle_rows(Index row, Index count) const {
-    HeadColumns part = *this;
-    if (count > 0 && cols > 0) part.data += row * row_stride;
-    part.rows = count;
-    return part;
-  }
-  /// The columns from `col` on that lie together, at most `most` of them.
-  MatrixView<Scalar> run_of_columns(Index col, Index most) const {
-    const Index group = group_cols == 0 ? 0 : col / group_cols;
-    const Index within = col - group * group_cols;
-    const Index count = most < group_cols - within ? most : group_cols - within;
-    return {data + group * group_stride + within * col_stride, rows, count, row_stride, col_stride};
-  }
-  /// [batch, head, token, channel], the rows being those of `batch` equal sequences.
-  TensorView<Scalar> heads(Index num_heads, Index batch) const {
-    const Index tokens = batch == 0 ? 0 : rows / batch;
-    const Index channels = num_heads == 0 ? 0 : cols / num_heads;
-    const Index head_stride = group_cols == cols ? channels * col_stride : group_stride;
-    return {data,
-            {batch, num_heads, tokens, channels},
-            {tokens * row_stride, head_stride, row_stride, col_stride}};
-  }
-};
 
 /// A matrix argument: the memory of anything that has some, else the evaluated expression.
 template <EigenDense M>
@@ -325,12 +370,6 @@ class Argument {
   std::conditional_t<EigenInMemory<M>, Nothing, Matrix<Scalar>> storage_;
   MatrixView<const Scalar> view_;
 };
-
-/// One head of one sequence, as a tensor.
-template <class Scalar>
-TensorView<Scalar> as_tensor(const MatrixView<Scalar>& m) {
-  return {m.data, {1, 1, m.rows, m.cols}, {0, 0, m.row_stride, m.col_stride}};
-}
 
 /// `value` in another scalar type; a half becomes a double by way of float.
 template <class To, class From>

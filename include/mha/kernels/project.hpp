@@ -16,6 +16,7 @@
 #include <array>
 #include <cstring>
 
+#include "mha/head_columns.hpp"
 #include "mha/kernels/attend.hpp"
 
 #if MHA_KERNELS
