@@ -112,7 +112,7 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
   if constexpr (has_kernels<Acc>) {
     const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
     const CallMemory memory(workspace, plan.bytes());
-    kernels::attend<In, Out, Acc>(call, rules, plan, executor, memory.data());
+    kernels::attend<In, Out, Acc>(call, rules, plan, executor, {memory.data(), memory.size()});
   } else {
     attend_plainly(call, rules, executor);
   }

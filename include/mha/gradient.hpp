@@ -164,7 +164,7 @@ void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Ex
     const auto calls = kernels::rule_calls<Acc>(rules, head_dim, which);
     const auto gradient_calls = kernels::gradient_calls<Acc, RuleSet>();
     const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
-    kernels::Arena counter(nullptr);
+    kernels::Arena counter;
     const kernels::GradientMemory<Acc> parts(sizes, keeps_capped, counter);
     const double work =
         2.5 * static_cast<double>(call.forward.query_len()) * static_cast<double>(sizes.kv_len) *
@@ -173,7 +173,8 @@ void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Ex
     const Index workers = kernels::workers_for(tasks, work, own);
     const CallMemory memory(workspace, static_cast<std::size_t>(workers) * counter.used());
     kernels::share(tasks, workers, own, [&](Index k, Index worker) {
-      kernels::Arena arena(memory.data() + static_cast<std::size_t>(worker) * counter.used());
+      kernels::Arena arena(
+          kernels::MemoryBlock{memory.data(), memory.size()}.of_worker(worker, counter.used()));
       backward_by_kernels(call, rules, calls, gradient_calls, kernels::table<Acc>(which),
                           kernels::GradientMemory<Acc>(sizes, keeps_capped, arena), k / kv_heads,
                           k % kv_heads);

@@ -156,7 +156,7 @@ class LayerGradient : public LayerPass<Layer> {
       s.scratch = this->scratch_bytes(query.rows, key.rows, batch,
                                       this->inputs_of(query, key, value), true, options.executor);
       tape.block_.reserve(layer_bytes<Acc>(s));
-      BlockMatrices<Acc> source(tape.block_.data());
+      BlockMatrices<Acc> source({tape.block_.data(), tape.block_.size()});
       tape.memory_.emplace(s, source);
     } else {
       tape.own_ = std::make_unique<OwnedMatrices<Acc>>();

@@ -14,11 +14,12 @@
 
 namespace mha::detail {
 
-/// Hands out row-major matrices from a block, or counts what they take.
+/// Hands out row-major matrices from a block. Without a block it counts what they take.
 template <class Acc>
 class BlockMatrices {
  public:
-  explicit BlockMatrices(std::byte* block) : arena_(block) {}
+  BlockMatrices() = default;
+  explicit BlockMatrices(const kernels::MemoryBlock& block) : arena_(block) {}
 
   /// Rows start at multiples of 64 bytes, but never a multiple of 2 KiB apart: such rows would share
   /// a few lines of the first-level cache.
@@ -30,8 +31,8 @@ class BlockMatrices {
   }
   Segment* segments(Index count) { return arena_.template take<Segment>(count); }
   double* doubles(Index count) { return arena_.template take<double>(count); }
-  std::byte* bytes(std::size_t count) {
-    return arena_.template take<std::byte>(static_cast<Index>(count));
+  kernels::MemoryBlock bytes(std::size_t count) {
+    return {arena_.template take<std::byte>(static_cast<Index>(count)), count};
   }
   std::size_t used() const { return arena_.used(); }
 
@@ -59,7 +60,7 @@ class OwnedMatrices {
     doubles_.resize(static_cast<std::size_t>(count));
     return doubles_.data();
   }
-  std::byte* bytes(std::size_t) { return nullptr; }
+  kernels::MemoryBlock bytes(std::size_t) { return {}; }
 
  private:
   static constexpr std::size_t kMost = 9;
@@ -95,7 +96,7 @@ struct LayerMemory {
   RotaryMemory<Acc> rotary;
   Acc* wide_weight = nullptr;
   Acc* wide_bias = nullptr;
-  std::byte* scratch = nullptr;
+  kernels::MemoryBlock scratch;
 
   template <class Source>
   LayerMemory(const LayerSizes& sizes, Source& source)
@@ -126,7 +127,7 @@ struct LayerMemory {
 /// Bytes of a LayerMemory in one block.
 template <class Acc>
 std::size_t layer_bytes(const LayerSizes& sizes) {
-  BlockMatrices<Acc> counter(nullptr);
+  BlockMatrices<Acc> counter;
   const LayerMemory<Acc> memory(sizes, counter);
   return counter.used();
 }

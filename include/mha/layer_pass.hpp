@@ -148,7 +148,7 @@ class LayerPass {
       s.scratch = scratch_bytes(query.rows, key.rows, batch, inputs_of(query, key, value),
                                 output.col_stride == 1, options.executor);
       const CallMemory block(options.workspace, layer_bytes<Acc>(s));
-      BlockMatrices<Acc> source(block.data());
+      BlockMatrices<Acc> source({block.data(), block.size()});
       compute_in(LayerMemory<Acc>(s, source), query, key, value, rules, options, batch, output, lse,
                  weights);
     } else {

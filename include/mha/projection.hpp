@@ -60,7 +60,7 @@ template <class Acc>
 struct ProjectionMemory {
   Acc* wide_weight = nullptr;
   Acc* wide_bias = nullptr;
-  std::byte* scratch = nullptr;
+  kernels::MemoryBlock scratch;
 };
 
 /// y = x W + b, for scalars without a fast product.

@@ -8,6 +8,7 @@
 #include "mha/projection.hpp"
 #if MHA_KERNELS
 #include "mha/kernels/project_gradient.hpp"
+#include "mha/kernels/tile_memory.hpp"
 #endif
 
 namespace mha::detail {
@@ -26,7 +27,7 @@ class ProjectionGradients {
     if constexpr (has_kernels<Acc>) {
       workers_ = executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
       workspace.reserve(kernels::PanelProducts<Acc>::bytes(workers_, tokens, inputs));
-      memory_ = workspace.data();
+      memory_ = {workspace.data(), workspace.size()};
     }
 #else
     (void)workspace;
@@ -89,7 +90,7 @@ class ProjectionGradients {
 #endif
 
   const Executor& executor_;
-  std::byte* memory_ = nullptr;
+  kernels::MemoryBlock memory_;
   Index workers_ = 1;
 };
 

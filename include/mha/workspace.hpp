@@ -14,16 +14,19 @@
 #include "mha/language.hpp"
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <utility>
+
+#include "mha/error.hpp"
 
 namespace mha {
 
 class Workspace {
  public:
   Workspace() = default;
-  /// Memory for calls that need no more than this.
+  /// Memory for calls that need no more than this. Throws as reserve() does.
   explicit Workspace(std::size_t bytes) { reserve(bytes); }
   Workspace(Workspace&& other) noexcept
       : block_(std::move(other.block_)), size_(std::exchange(other.size_, 0)) {}
@@ -34,8 +37,12 @@ class Workspace {
   }
 
   /// Makes room; what was there is lost if it must grow.
+  /// @throws std::invalid_argument if no memory can have so many bytes, std::bad_alloc if there is
+  ///         none left
   void reserve(std::size_t bytes) {
     if (bytes <= size_) return;
+    detail::require(bytes <= kMostBytes, "Workspace: the bytes must be at most ", kMostBytes,
+                    ", got ", bytes);
     block_.reset();  // first, so that old and new are never held together
     size_ = 0;
     block_.reset(static_cast<std::byte*>(::operator new(bytes, kAlign)));
@@ -46,6 +53,7 @@ class Workspace {
 
  private:
   static constexpr std::align_val_t kAlign{64};
+  static constexpr std::size_t kMostBytes = static_cast<std::size_t>(PTRDIFF_MAX) - 63;
   struct Free {
     void operator()(std::byte* block) const noexcept { ::operator delete(block, kAlign); }
   };
@@ -62,20 +70,24 @@ class CallMemory {
   CallMemory(Workspace* workspace, std::size_t bytes) {
     if (workspace == nullptr && bytes <= sizeof(stack_)) {
       data_ = stack_;
+      size_ = sizeof(stack_);
       return;
     }
     if (workspace == nullptr) workspace = &own_;
     workspace->reserve(bytes);
     data_ = workspace->data();
+    size_ = workspace->size();
   }
   CallMemory(const CallMemory&) = delete;
   CallMemory& operator=(const CallMemory&) = delete;
   std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }  ///< bytes, at least those asked for
 
  private:
   static constexpr std::size_t kStackBytes = std::size_t{32} * 1024;
   Workspace own_;
   std::byte* data_;
+  std::size_t size_;
   alignas(64) std::byte stack_[kStackBytes];
 };
 

@@ -67,7 +67,7 @@ struct QueryTiles {
 /// Bytes that one worker needs.
 template <class T>
 std::size_t worker_bytes(const TileSizes& sizes, Index few_rows, Index tiles) {
-  Arena arena(nullptr);
+  Arena arena;
   if (few_rows > 0) {
     const FewRowsMemory<T> memory(sizes, few_rows, arena);
   } else {
@@ -129,7 +129,7 @@ struct Plan {
     if (wanted < 2 || tasks >= 4 * wanted || tasks % wanted == 0) return;
     chunks = most;
     workers = wanted;
-    Arena arena(nullptr);
+    Arena arena;
     const ChunkState<T> state(lanes, sizes.value_dim, arena);
     bytes_per_chunk = arena.used();
   }
@@ -158,7 +158,7 @@ template <class In, class Out, class T, class Call>
 class PlannedCall {
  public:
   PlannedCall(const Call& call, const RuleCalls<T>& calls, const Kernels<T>& kernels,
-              const Plan<T>& plan, std::byte* memory)
+              const Plan<T>& plan, const MemoryBlock& memory)
       : call_(call),
         calls_(calls),
         kernels_(kernels),
@@ -205,11 +205,12 @@ class PlannedCall {
             b,        h,      call_.head(b, h)};
   }
   Arena arena_of(Index worker) const {
-    return Arena(memory_ + static_cast<std::size_t>(worker) * plan_.bytes_per_worker);
+    return Arena(memory_.of_worker(worker, plan_.bytes_per_worker));
   }
   ChunkState<T> state(Index n) const {
-    Arena arena(memory_ + static_cast<std::size_t>(plan_.workers) * plan_.bytes_per_worker +
-                static_cast<std::size_t>(n) * plan_.bytes_per_chunk);
+    Arena arena(memory_.part(static_cast<std::size_t>(plan_.workers) * plan_.bytes_per_worker +
+                                 static_cast<std::size_t>(n) * plan_.bytes_per_chunk,
+                             plan_.bytes_per_chunk));
     const Index lanes = plan_.few ? plan_.heads_per_task * call_.query_len() : kLanes<T>;
     return ChunkState<T>(lanes, plan_.sizes.value_dim, arena);
   }
@@ -299,15 +300,15 @@ class PlannedCall {
   const RuleCalls<T>& calls_;
   const Kernels<T>& kernels_;
   const Plan<T>& plan_;
-  std::byte* const memory_;
+  const MemoryBlock memory_;
   const Index num_heads_;
   const Index kv_heads_;
 };
 
-/// Computes a call in plan.bytes() of memory.
+/// Computes a call in `memory`, which has at least plan.bytes().
 template <class In, class Out, class T, class Call, class RuleSet>
 void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const Executor& executor,
-            std::byte* memory) {
+            const MemoryBlock& memory) {
   if (plan.tasks == 0) return;
   const Target which = target();
   const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);

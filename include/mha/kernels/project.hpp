@@ -117,7 +117,7 @@ struct ProjectPlan {
       output_block = std::max<Index>(round_up((outputs + pieces - 1) / pieces, 6), 48);
     }
     output_tasks = outputs == 0 ? 0 : (outputs + output_block - 1) / output_block;
-    Arena arena(nullptr);
+    Arena arena;
     take(arena, inputs);
     bytes_per_worker = arena.used();
   }
@@ -463,17 +463,17 @@ class ProjectTask {
   alignas(kAlignment) std::array<T, std::size_t{kWide}> bias_;  ///< of a panel
 };
 
-/// Every map of every row. `memory` has plan.bytes(), the plan being that of these sizes.
+/// Every map of every row. `memory` has at least plan.bytes(), the plan being that of these sizes.
 template <class In, class Out, class T>
 void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, Index num_jobs,
-             const ProjectPlan<T>& plan, const Executor& executor, std::byte* memory) {
+             const ProjectPlan<T>& plan, const Executor& executor, const MemoryBlock& memory) {
   const Kernels<T>& kernels = table<T>(target());
   // Which rows a worker has packed last.
   constexpr Index kRemembered = 64;
   std::array<Index, std::size_t{kRemembered}> packed_rows;
   packed_rows.fill(-1);
   const auto run = [&](Index row_task, Index first, Index last, Index worker) {
-    Arena arena(memory + static_cast<std::size_t>(worker) * plan.bytes_per_worker);
+    Arena arena(memory.of_worker(worker, plan.bytes_per_worker));
     const Index row = row_task * plan.row_block;
     const Index rows = std::min(plan.row_block, x.rows - row);
     ProjectTask<In, Out, T> task(

@@ -29,12 +29,12 @@ class PanelProducts {
            static_cast<std::size_t>(inputs * transposed_stride(tokens)) * sizeof(T);
   }
 
-  PanelProducts(const Executor& executor, std::byte* memory, Index workers)
+  PanelProducts(const Executor& executor, const MemoryBlock& memory, Index workers)
       : kernels_(table<T>(target())),
         executor_(executor),
         memory_(memory),
         workers_(workers),
-        transposed_(reinterpret_cast<T*>(memory +
+        transposed_(reinterpret_cast<T*>(memory.data +
                                          static_cast<std::size_t>(workers) * bytes_per_worker())) {}
 
   /// weight += x^T y.
@@ -52,6 +52,8 @@ class PanelProducts {
       }
     };
     const Index stride = transposed_stride(x.rows);
+    eigen_assert(bytes(workers_, x.rows, x.cols) <= memory_.size &&
+                 "a transposed matrix reaches beyond its block");
     const Index blocks = x.rows == 0 ? 0 : (x.cols + kWide - 1) / kWide;
     share(blocks, std::min(workers_, blocks), executor_, [&](Index n, Index /*worker*/) {
       const MatrixView<const T> cols =
@@ -80,7 +82,7 @@ class PanelProducts {
     T* tail;
   };
   static std::size_t bytes_per_worker() {
-    Arena arena(nullptr);
+    Arena arena;
     take(arena);
     return arena.used();
   }
@@ -110,7 +112,7 @@ class PanelProducts {
     const Index blocks = (c.rows + rows - 1) / rows;
     share(blocks * panels, std::min(workers_, blocks * panels), executor_,
           [&](Index n, Index worker) {
-            Arena arena(memory_ + static_cast<std::size_t>(worker) * bytes_per_worker());
+            Arena arena(memory_.of_worker(worker, bytes_per_worker()));
             const Memory at = take(arena);
             const Index row = n / panels * rows;
             const Index col = n % panels * kWide;
@@ -159,7 +161,7 @@ class PanelProducts {
 
   const Kernels<T>& kernels_;
   const Executor& executor_;
-  std::byte* const memory_;
+  const MemoryBlock memory_;
   const Index workers_;
   T* const transposed_;
 };

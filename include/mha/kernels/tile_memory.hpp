@@ -21,22 +21,39 @@ struct TileSizes {
   bool converts = false;  ///< query, key, value and output are of another type than the sums
 };
 
-/// Hands out parts of a block, each aligned. With a null block it only counts.
+/// So many bytes of memory; null where they are only counted.
+struct MemoryBlock {
+  std::byte* data = nullptr;
+  std::size_t size = 0;
+
+  MemoryBlock part(std::size_t first, std::size_t bytes) const {
+    eigen_assert(first <= size && bytes <= size - first && "a part reaches beyond its block");
+    return {data + first, bytes};
+  }
+  /// That of one of several workers, who have `bytes` each.
+  MemoryBlock of_worker(Index worker, std::size_t bytes) const {
+    return part(static_cast<std::size_t>(worker) * bytes, bytes);
+  }
+};
+
+/// Hands out parts of a block, each aligned. Without a block it only counts.
 class Arena {
  public:
-  explicit Arena(std::byte* block) : block_(block) {}
+  Arena() = default;
+  explicit Arena(const MemoryBlock& block) : block_(block) {}
 
   template <class T>
   T* take(Index count) {
-    T* const part = block_ == nullptr ? nullptr : reinterpret_cast<T*>(block_ + used_);
+    T* const part = block_.data == nullptr ? nullptr : reinterpret_cast<T*>(block_.data + used_);
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    eigen_assert((part == nullptr || used_ <= block_.size) && "a part reaches beyond its block");
     return part;
   }
   std::size_t used() const { return used_; }
 
  private:
-  std::byte* block_;
+  MemoryBlock block_;
   std::size_t used_ = 0;
 };
 
