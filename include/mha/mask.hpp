@@ -282,6 +282,25 @@ class BooleanMask : public Rule {
   detail::Grid<bool> grid_;
 };
 
+namespace detail {
+
+template <class M>
+auto keep_mask(M&& m) {
+  static_assert(std::is_same_v<grid_scalar_t<M>, bool>,
+                "mha::keep: the mask must be of bool, true = may attend; numbers to be added go "
+                "through bias()");
+  return BooleanMask<true>(make_grid(std::forward<M>(m)));
+}
+template <class M>
+auto ignore_mask(M&& m) {
+  static_assert(std::is_same_v<grid_scalar_t<M>, bool>,
+                "mha::ignore: the mask must be of bool, true = may not attend; numbers to be added "
+                "go through bias()");
+  return BooleanMask<false>(make_grid(std::forward<M>(m)));
+}
+
+}  // namespace detail
+
 /// True = may attend (the sense of PyTorch's scaled_dot_product_attention, ONNX, JAX, Keras).
 /// @param m  query_len x kv_len Eigen matrix or expression of bool; a vector of kv_len, the same
 ///           for every query; or a TensorView<const bool> [batch, head, query, key], where an axis
@@ -290,19 +309,21 @@ class BooleanMask : public Rule {
 ///           temporary matrix is kept.
 template <class M>
 [[nodiscard]] auto keep(M&& m) {
-  static_assert(std::is_same_v<detail::grid_scalar_t<M>, bool>,
-                "mha::keep: the mask must be of bool, true = may attend; numbers to be added go "
-                "through bias()");
-  return BooleanMask<true>(detail::make_grid(std::forward<M>(m)));
+  return detail::keep_mask(std::forward<M>(m));
+}
+template <detail::NamedMemory M>
+[[nodiscard]] auto keep(M&& m MHA_LIFETIMEBOUND) {
+  return detail::keep_mask(m);
 }
 
 /// True = may not attend (the sense of PyTorch's nn.MultiheadAttention). Arguments as for keep().
 template <class M>
 [[nodiscard]] auto ignore(M&& m) {
-  static_assert(std::is_same_v<detail::grid_scalar_t<M>, bool>,
-                "mha::ignore: the mask must be of bool, true = may not attend; numbers to be added "
-                "go through bias()");
-  return BooleanMask<false>(detail::make_grid(std::forward<M>(m)));
+  return detail::ignore_mask(std::forward<M>(m));
+}
+template <detail::NamedMemory M>
+[[nodiscard]] auto ignore(M&& m MHA_LIFETIMEBOUND) {
+  return detail::ignore_mask(m);
 }
 
 /// mask_mod(f).

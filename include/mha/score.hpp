@@ -79,6 +79,20 @@ class Bias : public Rule {
   detail::Grid<T> grid_;
 };
 
+namespace detail {
+
+template <class M>
+auto make_bias(M&& m) {
+  using T = grid_scalar_t<M>;
+  static_assert(
+      !std::is_integral_v<T>,
+      "mha::bias: numbers to be added must be floating-point; a boolean mask goes through "
+      "keep() or ignore()");
+  return Bias<T>(make_grid(std::forward<M>(m)));
+}
+
+}  // namespace detail
+
 /// Adds m to the scores; an entry of -inf masks (a large negative number such as -1e9 does not).
 /// @param m  query_len x kv_len Eigen matrix or expression of floating-point numbers; a vector of
 ///           kv_len, the same for every query; or a TensorView [batch, head, query, key], where an
@@ -87,12 +101,11 @@ class Bias : public Rule {
 ///           temporary matrix is kept.
 template <class M>
 [[nodiscard]] auto bias(M&& m) {
-  using T = detail::grid_scalar_t<M>;
-  static_assert(
-      !std::is_integral_v<T>,
-      "mha::bias: numbers to be added must be floating-point; a boolean mask goes through "
-      "keep() or ignore()");
-  return Bias<T>(detail::make_grid(std::forward<M>(m)));
+  return detail::make_bias(std::forward<M>(m));
+}
+template <detail::NamedMemory M>
+[[nodiscard]] auto bias(M&& m MHA_LIFETIMEBOUND) {
+  return detail::make_bias(m);
 }
 
 namespace detail {
@@ -160,6 +173,20 @@ class LearnedBias : public Bias<T> {
   TensorView<G> gradient_;
 };
 
+namespace detail {
+
+template <class M, class G>
+auto make_learned_bias(M&& m, G& gradient) {
+  using T = grid_scalar_t<M>;
+  auto grid = make_grid(std::forward<M>(m));
+  const auto sums = gradient_view(gradient);
+  require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape, got ",
+          list_text(sums.sizes), " and ", list_text(grid.sizes()));
+  return LearnedBias<T, std::remove_pointer_t<decltype(sums.data)>>(std::move(grid), sums);
+}
+
+}  // namespace detail
+
 /// bias(m), learned: attention_backward() adds the gradient of m to `gradient`. An axis of size 1
 /// collects the sum of all that it serves. Calls that collect gradients of rules are computed by the
 /// calling thread.
@@ -167,11 +194,21 @@ class LearnedBias : public Bias<T> {
 /// @throws std::invalid_argument if the two differ in shape
 template <class M, class G>
 [[nodiscard]] auto bias(M&& m, G& gradient) {
-  using T = detail::grid_scalar_t<M>;
-  auto grid = detail::make_grid(std::forward<M>(m));
-  const auto sums = detail::gradient_view(gradient);
-  detail::require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape");
-  return LearnedBias<T, std::remove_pointer_t<decltype(sums.data)>>(std::move(grid), sums);
+  return detail::make_learned_bias(std::forward<M>(m), gradient);
+}
+template <detail::NamedMemory M, class G>
+[[nodiscard]] auto bias(M&& m MHA_LIFETIMEBOUND, G& gradient) {
+  return detail::make_learned_bias(m, gradient);
+}
+template <class M, class G>
+requires detail::NamedMemory<G&>
+[[nodiscard]] auto bias(M&& m, G& gradient MHA_LIFETIMEBOUND) {
+  return detail::make_learned_bias(std::forward<M>(m), gradient);
+}
+template <detail::NamedMemory M, class G>
+requires detail::NamedMemory<G&>
+[[nodiscard]] auto bias(M&& m MHA_LIFETIMEBOUND, G& gradient MHA_LIFETIMEBOUND) {
+  return detail::make_learned_bias(m, gradient);
 }
 
 /// The slope of head h of num_heads by the rule of ALiBi: with n the largest power of two <=
@@ -288,18 +325,31 @@ class LearnedAlibi : public Alibi<T> {
   detail::PerHead<G> gradient_;
 };
 
-/// alibi(slopes), learned: attention_backward() adds the slopes' gradient to `gradient`, as with
-/// bias(m, gradient).
+namespace detail {
+
 template <EigenDense S, EigenDense G>
-[[nodiscard]] auto alibi(const S& slopes, G& gradient) {
+auto make_learned_alibi(const S& slopes, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
-  detail::require(slopes.size() >= 1, "alibi: there must be at least one slope, got ",
-                  slopes.size());
+  require(slopes.size() >= 1, "alibi: there must be at least one slope, got ", slopes.size());
   using T = typename S::Scalar;
   Vector<T> all(slopes.size());
   for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
   return LearnedAlibi<T, typename G::Scalar>(std::move(all),
-                                             detail::per_head("alibi", gradient, slopes.size()));
+                                             per_head("alibi", gradient, slopes.size()));
+}
+
+}  // namespace detail
+
+/// alibi(slopes), learned: attention_backward() adds the slopes' gradient to `gradient`, as with
+/// bias(m, gradient).
+template <EigenDense S, EigenDense G>
+[[nodiscard]] auto alibi(const S& slopes, G& gradient) {
+  return detail::make_learned_alibi(slopes, gradient);
+}
+template <EigenDense S, EigenDense G>
+requires detail::NamedMemory<G&>
+[[nodiscard]] auto alibi(const S& slopes, G& gradient MHA_LIFETIMEBOUND) {
+  return detail::make_learned_alibi(slopes, gradient);
 }
 
 namespace detail {
@@ -442,16 +492,30 @@ class LearnedSinks : public Sinks<T> {
   detail::PerHead<G> gradient_;
 };
 
-/// sinks(logits), learned: attention_backward() adds the logits' gradient to `gradient`, as with
-/// bias(m, gradient).
+namespace detail {
+
 template <EigenDense S, EigenDense G>
-[[nodiscard]] auto sinks(const S& logits, G& gradient) {
+auto make_learned_sinks(const S& logits, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
   using T = typename S::Scalar;
   Vector<T> all(logits.size());
   for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
   return LearnedSinks<T, typename G::Scalar>(std::move(all),
-                                             detail::per_head("sinks", gradient, logits.size()));
+                                             per_head("sinks", gradient, logits.size()));
+}
+
+}  // namespace detail
+
+/// sinks(logits), learned: attention_backward() adds the logits' gradient to `gradient`, as with
+/// bias(m, gradient).
+template <EigenDense S, EigenDense G>
+[[nodiscard]] auto sinks(const S& logits, G& gradient) {
+  return detail::make_learned_sinks(logits, gradient);
+}
+template <EigenDense S, EigenDense G>
+requires detail::NamedMemory<G&>
+[[nodiscard]] auto sinks(const S& logits, G& gradient MHA_LIFETIMEBOUND) {
+  return detail::make_learned_sinks(logits, gradient);
 }
 
 }  // namespace mha
