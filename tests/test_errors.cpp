@@ -96,14 +96,23 @@ TEST_CASE("attention over tensors names what does not fit", "[errors][attention]
 TEST_CASE("negative sizes are named", "[errors][attention]") {
   std::vector<float> memory(16);
   const TensorView<float> right(memory.data(), {1, 1, 2, 2});
-  const std::string message = "mha::attention: sizes must not be negative, got -2";
+  const std::string query_axes[] = {"batch", "num_heads", "query_len", "head_dim"};
+  const std::string key_axes[] = {"batch", "kv_heads", "kv_len", "head_dim"};
+  const std::string value_axes[] = {"batch", "kv_heads", "kv_len", "value_dim"};
+  const auto message = [](const std::string& tensor, const std::string& axis) {
+    return "mha::attention: " + tensor + " must have between 0 and " +
+           std::to_string(mha::detail::kMaxSize) + " entries along " + axis + ", got -2";
+  };
   for (std::size_t axis = 0; axis < 4; ++axis) {
     CAPTURE(axis);
     TensorView<float> wrong = right;
     wrong.sizes[axis] = -2;
-    CHECK(message_of([&] { (void)mha::attention(wrong, right, right); }) == message);
-    CHECK(message_of([&] { (void)mha::attention(right, wrong, wrong); }) == message);
-    CHECK(message_of([&] { (void)mha::attention(wrong, wrong, wrong); }) == message);
+    CHECK(message_of([&] { (void)mha::attention(wrong, right, right); }) ==
+          message("query", query_axes[axis]));
+    CHECK(message_of([&] { (void)mha::attention(right, wrong, right); }) ==
+          message("key", key_axes[axis]));
+    CHECK(message_of([&] { (void)mha::attention(right, right, wrong); }) ==
+          message("value", value_axes[axis]));
   }
 }
 
@@ -165,13 +174,17 @@ TEST_CASE("results of the wrong shape are named", "[errors][attention]") {
   const Tensor<float> none;
   const std::string name = "mha::attention_into: ";
   check_messages({
-      {name + "output must have size 2 along axis 0, got 1", call(tensor(1, 4, 5, 3), none, none)},
-      {name + "output must have size 4 along axis 1, got 1", call(tensor(2, 1, 5, 3), none, none)},
-      {name + "output must have size 5 along axis 2, got 6", call(tensor(2, 4, 6, 3), none, none)},
-      {name + "output must have size 3 along axis 3, got 6", call(tensor(2, 4, 5, 6), none, none)},
-      {name + "weights must have size 7 along axis 3, got 6",
+      {name + "output must have size 2 along batch, got 1", call(tensor(1, 4, 5, 3), none, none)},
+      {name + "output must have size 4 along num_heads, got 1",
+       call(tensor(2, 1, 5, 3), none, none)},
+      {name + "output must have size 5 along query_len, got 6",
+       call(tensor(2, 4, 6, 3), none, none)},
+      {name + "output must have size 3 along value_dim, got 6",
+       call(tensor(2, 4, 5, 6), none, none)},
+      {name + "weights must have size 7 along kv_len, got 6",
        call(output, tensor(2, 4, 5, 6), none)},
-      {name + "lse must have size 1 along axis 3, got 2", call(output, none, tensor(2, 4, 5, 2))},
+      {name + "lse must have size 1 along its last axis, got 2",
+       call(output, none, tensor(2, 4, 5, 2))},
   });
 }
 
@@ -180,7 +193,7 @@ TEST_CASE("an output without memory is named", "[errors][attention]") {
   CHECK(message_of([&] {
           const TensorView<float> nowhere(nullptr, {2, 4, 5, 6});
           mha::attention_into<float>({.output = nowhere}, x, x, x);
-        }) == "mha::attention_into: output.data must not be null");
+        }) == "mha::attention_into: output.data must not be null, got sizes [2, 4, 5, 6]");
 }
 
 TEST_CASE("a mistake leaves outputs as they were", "[errors][attention]") {
@@ -285,7 +298,7 @@ TEST_CASE("sizes of a layer that contradict each other are named when it is made
               "than 6",
        fixed({.embed_dim = 8})},
       {name + "rotary: pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no "
-              "default",
+              "default, got 0",
        any({.embed_dim = 8, .num_heads = 2, .rotary = Rotary{}})},
       {name + "rotary: dim must lie between 0 and head_dim, got 6 and 4",
        any({.embed_dim = 8,
@@ -293,7 +306,7 @@ TEST_CASE("sizes of a layer that contradict each other are named when it is made
             .rotary = Rotary{.pairs = RotaryPairs::half, .dim = 6}})},
       {name + "rotary: dim must be even, got 3",
        any({.embed_dim = 6, .num_heads = 2, .rotary = Rotary{.pairs = RotaryPairs::half}})},
-      {name + "rotary: base must be positive, got -1.000000",
+      {name + "rotary: base must be positive and finite, got -1",
        any({.embed_dim = 8,
             .num_heads = 2,
             .rotary = Rotary{.pairs = RotaryPairs::half, .base = -1}})},
@@ -442,7 +455,8 @@ TEST_CASE("rotary names what does not fit", "[errors][rotary]") {
   };
   const std::string name = "mha::rotary: ";
   check_messages({
-      {name + "pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default",
+      {name + "pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default, "
+              "got 0",
        call({})},
       {name + "dim must lie between 0 and head_dim, got 6 and 5",
        call({.pairs = RotaryPairs::half, .dim = 6})},
@@ -450,7 +464,7 @@ TEST_CASE("rotary names what does not fit", "[errors][rotary]") {
        call({.pairs = RotaryPairs::half, .dim = -2})},
       {name + "dim must be even, got 3", call({.pairs = RotaryPairs::half, .dim = 3})},
       {name + "dim must be even, got 5", call({.pairs = RotaryPairs::half})},
-      {name + "base must be positive, got 0.000000",
+      {name + "base must be positive and finite, got 0",
        call({.pairs = RotaryPairs::half, .dim = 4, .base = 0})},
       {name + "positions must be none, the first, one per token (3), or one per token of each "
               "sequence (3), got 2",
@@ -466,13 +480,14 @@ TEST_CASE("rotary with tables names what does not fit", "[errors][rotary]") {
       mha::rotary_in_place(x, cos, sin, pairs, positions);
     };
   };
-  const std::string name = "mha::rotary: ";
+  const std::string name = "mha::rotary_in_place: ";
   check_messages({
       {name + "cos and sin must have one shape, got 9 x 2 and 9 x 1",
        call(matrix(9, 2), matrix(9, 1), RotaryPairs::half)},
       {name + "dim must lie between 0 and head_dim, got 6 and 4",
        call(matrix(9, 3), matrix(9, 3), RotaryPairs::half)},
-      {name + "pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default",
+      {name + "pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default, "
+              "got 0",
        call(matrix(9, 2), matrix(9, 2), RotaryPairs{})},
       {name + "every position must have a row in the tables, got 2 and 2 rows",
        call(matrix(2, 2), matrix(2, 2), RotaryPairs::half)},

@@ -48,8 +48,113 @@ struct AttentionOutputs {
   TensorView<accumulator_t<Scalar>> lse{};      ///< [batch, num_heads, query_len, 1]
 };
 
+namespace detail {
+
+/// What attention_into() writes: shapes, and that nothing is written where something is still read.
+/// The output may be the query itself: every engine has read a row's query before it writes the row,
+/// and no other row reads it.
+template <class Scalar>
+void check_outputs(const CallExtent& call, const InputRanges& ranges,
+                   const AttentionOutputs<Scalar>& outputs, const TensorView<const Scalar>& query,
+                   const TensorView<const Scalar>& key, const TensorView<const Scalar>& value) {
+  const char* const where = call.where;
+  const Placed<const Scalar> q{kQuery, query, ranges.query};
+  const Placed<const Scalar> k{kKey, key, ranges.key};
+  const Placed<const Scalar> v{kValue, value, ranges.value};
+  const auto sized = [&](Index channels) {
+    return std::array<Index, 4>{call.batch, call.num_heads, call.query_len, channels};
+  };
+  const Placed<Scalar> output{kOutput, outputs.output,
+                              check_sizes(where, kOutput, outputs.output, sized(value.size(3)))};
+  check_own_places(where, output);
+  if (!is_same_view(output.view, query)) check_apart(where, output, q);
+  check_apart(where, output, k);
+  check_apart(where, output, v);
+  const auto check_further = [&](const auto& further) {
+    check_own_places(where, further);
+    check_apart(where, further, output);
+    check_apart(where, further, q);
+    check_apart(where, further, k);
+    check_apart(where, further, v);
+  };
+  using Further = Placed<accumulator_t<Scalar>>;
+  Further weights{kWeights, outputs.weights, {}};
+  if (outputs.weights.data != nullptr) {
+    weights.range = check_sizes(where, kWeights, outputs.weights, sized(call.kv_len));
+    check_further(weights);
+  }
+  if (outputs.lse.data != nullptr) {
+    const Further lse{kLse, outputs.lse, check_sizes(where, kLse, outputs.lse, sized(1))};
+    check_further(lse);
+    if (outputs.weights.data != nullptr) check_apart(where, lse, weights);
+  }
+}
+
+/// attention_forward() under the name of the function that was called.
+template <TensorLike Q, TensorLike K, TensorLike V, class RuleType>
+auto attention_result(const char* where, const Q& query, const K& key, const V& value,
+                      const RuleType& rule, const AttentionOptions& options) {
+  using Scalar = element_t<const Q>;
+  static_assert(TypesFit<Scalar, element_t<const K>, element_t<const V>, RuleType>::kChecked);
+  decltype(auto) rules = as_rules(rule);
+  const TensorView<const Scalar> q = tensor_view(query);
+  const TensorView<const Scalar> k = tensor_view(key);
+  const TensorView<const Scalar> v = tensor_view(value);
+  const CallExtent call = check_attention<Scalar>(where, q, k, v, rules, options.past_len).first;
+  using Acc = accumulator_t<Scalar>;
+  const auto sized = [&](const char* name, Index channels, std::size_t bytes) {
+    const std::array<Index, 4> sizes{call.batch, call.num_heads, call.query_len, channels};
+    check_count(where, name, sizes, bytes);
+    return sizes;
+  };
+  const auto output = sized("output", v.size(3), sizeof(Scalar));
+  AttentionResult<Scalar> result;
+  if (options.need_weights) {
+    result.weights = Tensor<Acc>(sized("weights", call.kv_len, sizeof(Acc)));
+  }
+  if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
+  result.output = Tensor<Scalar>(output);
+  attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
+                           options.past_len},
+         rules, options.executor, options.workspace);
+  return result;
+}
+
+/// scaled_dot_product_attention_forward() likewise.
+template <EigenDense Q, EigenDense K, EigenDense V, class RuleType>
+auto head_result(const char* where, const Q& query, const K& key, const V& value,
+                 const RuleType& rule, const AttentionOptions& options) {
+  using Scalar = typename Q::Scalar;
+  static_assert(TypesFit<Scalar, typename K::Scalar, typename V::Scalar, RuleType>::kChecked);
+  decltype(auto) rules = as_rules(rule);
+  const Argument<Q> q_argument(query);
+  const Argument<K> k_argument(key);
+  const Argument<V> v_argument(value);
+  const auto q = as_tensor(q_argument.view());
+  const auto k = as_tensor(k_argument.view());
+  const auto v = as_tensor(v_argument.view());
+  const CallExtent call = check_attention<Scalar>(where, q, k, v, rules, options.past_len).first;
+  using Acc = accumulator_t<Scalar>;
+  check_count(where, "output", {1, 1, call.query_len, v.size(3)}, sizeof(Scalar));
+  if (options.need_weights) {
+    check_count(where, "weights", {1, 1, call.query_len, call.kv_len}, sizeof(Acc));
+  }
+  HeadResult<Scalar> result;
+  result.output.resize(call.query_len, v.size(3));
+  if (options.need_weights) result.weights.resize(call.query_len, call.kv_len);
+  if (options.need_lse) result.lse.resize(call.query_len);
+  attend(BatchTask<Scalar>{q, k, v, as_tensor(matrix_view(result.output)),
+                           as_tensor(matrix_view(result.weights)),
+                           as_tensor(matrix_view(result.lse)), options.past_len},
+         rules, options.executor, options.workspace);
+  return result;
+}
+
+}  // namespace detail
+
 /// Bytes of Workspace that a call with these arguments needs, whatever its rule; 0 for scalars that
-/// the kernels do not compute in.
+/// the kernels do not compute in. Only sizes count: the data may be null.
+/// @throws std::invalid_argument if the sizes do not fit each other
 template <TensorLike Q, TensorLike K, TensorLike V>
 [[nodiscard]] std::size_t attention_workspace_bytes(const Q& query, const K& key, const V& value,
                                                     const AttentionOptions& options = {}) {
@@ -62,7 +167,8 @@ template <TensorLike Q, TensorLike K, TensorLike V>
     const TensorView<const Scalar> q = tensor_view(query);
     const TensorView<const Scalar> k = tensor_view(key);
     const TensorView<const Scalar> v = tensor_view(value);
-    detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{}, options.past_len);
+    (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
+                                          options.past_len, detail::Memory::unused);
     detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
     return kernels::plan_of<Scalar, Acc>(call, options.executor).bytes();
   }
@@ -73,7 +179,9 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 /// Attention over tensors, written to memory of yours.
 /// @param outputs  views of [batch, num_heads, query_len, value_dim] and, where `data` is not null,
 ///                 of the weights [batch, num_heads, query_len, kv_len] and lse [batch, num_heads,
-///                 query_len, 1]; they must not overlap the inputs
+///                 query_len, 1]. They must not overlap the inputs, each other or themselves; but
+///                 the output may be the query, the very same view, which it then replaces. (What a
+///                 rule refers to must not overlap them either: that is not checked.)
 /// The other parameters, errors and cost are those of attention().
 template <class Scalar, TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, const K& key,
@@ -87,18 +195,9 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
-  const CallExtent call =
+  const auto [call, ranges] =
       detail::check_attention<Scalar>("attention_into", q, k, v, rules, options.past_len);
-  detail::check_result(call.where, "output", outputs.output,
-                       {call.batch, call.num_heads, call.query_len, v.size(3)});
-  if (outputs.weights.data != nullptr) {
-    detail::check_result(call.where, "weights", outputs.weights,
-                         {call.batch, call.num_heads, call.query_len, call.kv_len});
-  }
-  if (outputs.lse.data != nullptr) {
-    detail::check_result(call.where, "lse", outputs.lse,
-                         {call.batch, call.num_heads, call.query_len, 1});
-  }
+  detail::check_outputs(call, ranges, outputs, q, k, v);
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
                                            options.past_len},
                  rules, options.executor, options.workspace);
@@ -131,26 +230,7 @@ template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 [[nodiscard]] auto attention_forward(const Q& query, const K& key, const V& value,
                                      const RuleType& rule = {},
                                      const AttentionOptions& options = {}) {
-  using Scalar = detail::element_t<const Q>;
-  static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, detail::element_t<const V>,
-                                 RuleType>::kChecked);
-  decltype(auto) rules = detail::as_rules(rule);
-  const TensorView<const Scalar> q = tensor_view(query);
-  const TensorView<const Scalar> k = tensor_view(key);
-  const TensorView<const Scalar> v = tensor_view(value);
-  const CallExtent call =
-      detail::check_attention<Scalar>("attention", q, k, v, rules, options.past_len);
-  const auto sized = [&](Index channels) {
-    return std::array<Index, 4>{call.batch, call.num_heads, call.query_len, channels};
-  };
-  AttentionResult<Scalar> result;
-  result.output = Tensor<Scalar>(sized(v.size(3)));
-  if (options.need_weights) result.weights = Tensor<accumulator_t<Scalar>>(sized(call.kv_len));
-  if (options.need_lse) result.lse = Tensor<accumulator_t<Scalar>>(sized(1));
-  detail::attend(detail::BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(),
-                                           result.lse.view(), options.past_len},
-                 rules, options.executor, options.workspace);
-  return result;
+  return detail::attention_result("attention_forward", query, key, value, rule, options);
 }
 
 template <TensorLike Q, TensorLike K, TensorLike V>
@@ -181,7 +261,7 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 [[nodiscard]] auto attention(const Q& query, const K& key, const V& value,
                              const RuleType& rule = {}, const AttentionOptions& options = {}) {
-  return attention_forward(query, key, value, rule, options).output;
+  return detail::attention_result("attention", query, key, value, rule, options).output;
 }
 
 template <TensorLike Q, TensorLike K, TensorLike V>
@@ -195,28 +275,8 @@ template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
 [[nodiscard]] auto scaled_dot_product_attention_forward(const Q& query, const K& key,
                                                         const V& value, const RuleType& rule = {},
                                                         const AttentionOptions& options = {}) {
-  using Scalar = typename Q::Scalar;
-  static_assert(
-      detail::TypesFit<Scalar, typename K::Scalar, typename V::Scalar, RuleType>::kChecked);
-  decltype(auto) rules = detail::as_rules(rule);
-  const detail::Argument<Q> q_argument(query);
-  const detail::Argument<K> k_argument(key);
-  const detail::Argument<V> v_argument(value);
-  const auto q = detail::as_tensor(q_argument.view());
-  const auto k = detail::as_tensor(k_argument.view());
-  const auto v = detail::as_tensor(v_argument.view());
-  const CallExtent call = detail::check_attention<Scalar>("scaled_dot_product_attention", q, k, v,
-                                                          rules, options.past_len);
-  HeadResult<Scalar> result;
-  result.output.resize(call.query_len, v.size(3));
-  if (options.need_weights) result.weights.resize(call.query_len, call.kv_len);
-  if (options.need_lse) result.lse.resize(call.query_len);
-  detail::attend(
-      detail::BatchTask<Scalar>{q, k, v, detail::as_tensor(matrix_view(result.output)),
-                                detail::as_tensor(matrix_view(result.weights)),
-                                detail::as_tensor(matrix_view(result.lse)), options.past_len},
-      rules, options.executor, options.workspace);
-  return result;
+  return detail::head_result("scaled_dot_product_attention_forward", query, key, value, rule,
+                             options);
 }
 
 template <EigenDense Q, EigenDense K, EigenDense V>
@@ -244,7 +304,8 @@ template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
 [[nodiscard]] auto scaled_dot_product_attention(const Q& query, const K& key, const V& value,
                                                 const RuleType& rule = {},
                                                 const AttentionOptions& options = {}) {
-  return scaled_dot_product_attention_forward(query, key, value, rule, options).output;
+  return detail::head_result("scaled_dot_product_attention", query, key, value, rule, options)
+      .output;
 }
 
 template <EigenDense Q, EigenDense K, EigenDense V>
@@ -261,10 +322,11 @@ template <class Scalar>
                                             const AttentionResult<Scalar>& part2) {
   const std::array<Index, 4>& sizes = part1.output.sizes();
   const auto view = [](const auto& tensor) { return tensor.view(); };
-  detail::check_result("merge", "part2.output", view(part2.output), sizes);
+  (void)detail::check_sizes("merge", detail::called("part2.output", detail::kOutput),
+                            view(part2.output), sizes);
   const std::array<Index, 4> lse_sizes{sizes[0], sizes[1], sizes[2], 1};
-  detail::check_result("merge", "part1.lse", view(part1.lse), lse_sizes);
-  detail::check_result("merge", "part2.lse", view(part2.lse), lse_sizes);
+  detail::check_lse("merge", "part1.lse", view(part1.lse), lse_sizes);
+  detail::check_lse("merge", "part2.lse", view(part2.lse), lse_sizes);
   AttentionResult<Scalar> result;
   result.output = Tensor<Scalar>(sizes);
   result.lse = Tensor<accumulator_t<Scalar>>(lse_sizes);

@@ -6,6 +6,7 @@
 // attention.hpp and multi_head.hpp share.
 #pragma once
 
+#include "mha/checks.hpp"
 #include "mha/executor.hpp"
 #include "mha/kernels/attend.hpp"
 #include "mha/reference.hpp"
@@ -121,48 +122,58 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
 #endif
 }
 
+/// Where the inputs of a call lie.
+struct InputRanges {
+  AddressRange query, key, value;
+};
+
+/// Says which sizes of query, key and value do not fit each other.
+[[noreturn]] MHA_COLD inline void refuse_inputs(const char* where,
+                                                const std::array<Index, 4>& query,
+                                                const std::array<Index, 4>& key,
+                                                const std::array<Index, 4>& value) {
+  require(key[0] == query[0], where, ": key must have query's batch, got ", key[0], " and ",
+          query[0]);
+  require(value[0] == query[0], where, ": value must have query's batch, got ", value[0], " and ",
+          query[0]);
+  require(value[1] == key[1], where, ": value must have as many heads as key, got ", value[1],
+          " and ", key[1]);
+  require(key[1] == 0 ? query[1] == 0 : query[1] % key[1] == 0, where,
+          ": the heads of key must divide those of query, got ", key[1], " and ", query[1]);
+  require(key[3] == query[3], where, ": key.cols() must equal query.cols() (head_dim), got ",
+          key[3], " and ", query[3]);
+  require(value[2] == key[2], where, ": value.rows() must equal key.rows() (kv_len), got ",
+          value[2], " and ", key[2]);
+  fail<std::invalid_argument>(std::string("mha::") + where +
+                              ": batch * num_heads * query_len must not overflow, got " +
+                              text(query[0]) + ", " + text(query[1]) + " and " + text(query[2]));
+}
+
 /// The checks of every entry over tensors. Nothing has been written when they throw.
+/// @param memory  unused: only sizes count, data may be null
 template <class Scalar, class RuleSet>
-CallExtent check_attention(const char* where, const TensorView<const Scalar>& query,
-                           const TensorView<const Scalar>& key,
-                           const TensorView<const Scalar>& value, const RuleSet& rules,
-                           Index past_len) {
-  for (const TensorView<const Scalar>* tensor : {&query, &key, &value}) {
-    for (const Index size : tensor->sizes) {
-      require(size >= 0, where, ": sizes must not be negative, got ", size);
-    }
-  }
-  require(key.size(0) == query.size(0), where, ": key must have query's batch, got ", key.size(0),
-          " and ", query.size(0));
-  require(value.size(0) == query.size(0), where, ": value must have query's batch, got ",
-          value.size(0), " and ", query.size(0));
-  require(value.size(1) == key.size(1), where, ": value must have as many heads as key, got ",
-          value.size(1), " and ", key.size(1));
+std::pair<CallExtent, InputRanges> check_attention(const char* where,
+                                                   const TensorView<const Scalar>& query,
+                                                   const TensorView<const Scalar>& key,
+                                                   const TensorView<const Scalar>& value,
+                                                   const RuleSet& rules, Index past_len,
+                                                   Memory memory = Memory::needed) {
+  const InputRanges ranges{check_view(where, kQuery, query, memory),
+                           check_view(where, kKey, key, memory),
+                           check_view(where, kValue, value, memory)};
   const bool heads_fit = key.size(1) == 0 ? query.size(1) == 0 : query.size(1) % key.size(1) == 0;
-  require(heads_fit, where, ": the heads of key must divide those of query, got ", key.size(1),
-          " and ", query.size(1));
-  require(key.size(3) == query.size(3), where,
-          ": key.cols() must equal query.cols() (head_dim), got ", key.size(3), " and ",
-          query.size(3));
-  require(value.size(2) == key.size(2), where,
-          ": value.rows() must equal key.rows() (kv_len), got ", value.size(2), " and ",
-          key.size(2));
+  const bool fits = ((key.size(0) ^ query.size(0)) | (value.size(0) ^ query.size(0)) |
+                     (value.size(1) ^ key.size(1)) | (key.size(3) ^ query.size(3)) |
+                     (value.size(2) ^ key.size(2))) == 0;
+  Index rows = 0;
+  if (!fits || !heads_fit || !multiplies(query.size(0) * query.size(1), query.size(2), rows)) {
+    refuse_inputs(where, query.sizes, key.sizes, value.sizes);
+  }
   require(past_len >= 0 && past_len <= key.size(2), where,
           ": past_len must lie between 0 and kv_len, got ", past_len, " and ", key.size(2));
   const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
   rules.check(call);
-  return call;
-}
-
-template <class Scalar>
-void check_result(const char* where, const char* name, const TensorView<Scalar>& result,
-                  const std::array<Index, 4>& sizes) {
-  for (std::size_t axis = 0; axis < 4; ++axis) {
-    require(result.size(axis) == sizes[axis], where, ": ", name, " must have size ", sizes[axis],
-            " along axis ", static_cast<Index>(axis), ", got ", result.size(axis));
-  }
-  const bool empty = sizes[0] == 0 || sizes[1] == 0 || sizes[2] == 0 || sizes[3] == 0;
-  require(empty || result.data != nullptr, where, ": ", name, ".data must not be null");
+  return {call, ranges};
 }
 
 template <class T>

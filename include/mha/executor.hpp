@@ -48,13 +48,13 @@ class Executor {
   template <class Pool>
   requires(!std::is_same_v<std::remove_const_t<Pool>, Executor> &&
            requires(Pool & pool, Index n, const TaskFunction& f) { pool.parallel_for(n, f); })
-      Executor(Pool& pool)  // NOLINT: {.executor = pool}
+      Executor(Pool& pool MHA_LIFETIMEBOUND)  // NOLINT: {.executor = pool}
       : pool_(const_cast<void*>(static_cast<const void*>(&pool))),
         run_([](void* p, Index count, const TaskFunction& f) {
           static_cast<Pool*>(p)->parallel_for(count, f);
         }) {
     if constexpr (requires { Index{pool.num_threads()}; }) {
-      concurrency_ = std::max<Index>(pool.num_threads(), 1);
+      concurrency_ = std::clamp<Index>(pool.num_threads(), 1, kMostConcurrency);
     } else {
       concurrency_ = kUnknownConcurrency;
     }
@@ -66,8 +66,10 @@ class Executor {
   Index concurrency() const noexcept { return concurrency_; }
 
   /// f(0), ..., f(count - 1), all done on return.
+  /// @throws std::invalid_argument if count is negative
   template <class F>
   void parallel_for(Index count, const F& f) const {
+    detail::require(count >= 0, "Executor::parallel_for: count must not be negative, got ", count);
     if (run_ == nullptr || count <= 1) {
       for (Index k = 0; k < count; ++k) f(k);
     } else {
@@ -77,6 +79,7 @@ class Executor {
 
  private:
   static constexpr Index kUnknownConcurrency = 16;
+  static constexpr Index kMostConcurrency = Index{1} << 12;  ///< each worker has memory of its own
   void* pool_ = nullptr;
   Index concurrency_ = 1;
   void (*run_)(void*, Index, const TaskFunction&) = nullptr;
@@ -95,8 +98,11 @@ class ThreadPool {
 
   /// f(0), ..., f(count - 1), all done on return. If some throw, one of their exceptions is thrown
   /// here when the others are done; tasks not begun by then are left out.
+  /// @throws std::invalid_argument if count is negative
   template <class F>
   void parallel_for(Index count, const F& f) {
+    detail::require(count >= 0, "ThreadPool::parallel_for: count must not be negative, got ",
+                    count);
     const Index helpers = std::min(num_threads_, count) - 1;
     if (helpers <= 0) {
       for (Index k = 0; k < count; ++k) f(k);

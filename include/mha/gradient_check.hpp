@@ -9,10 +9,11 @@
 
 #include "mha/language.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "mha/types.hpp"
+#include "mha/checks.hpp"
 
 namespace mha {
 
@@ -32,7 +33,8 @@ struct GradientCheck {
 /// @param loss      called without arguments, reads x where it lies and returns a number
 /// @param step      h relative to max(1, |x(i, j)|); default eps^(1/3), where the error of the formula
 ///                  and that of rounding are about level
-/// @throws std::invalid_argument if the shapes differ
+/// @throws std::invalid_argument if the shapes differ, entries of x share a place, or the step is
+///         negative or not finite
 /// Cost: two calls of the loss per entry.
 template <EigenInMemory X, EigenDense G, class Loss>
 [[nodiscard]] GradientCheck gradient_check(X&& x, const G& gradient, const Loss& loss,
@@ -41,6 +43,16 @@ template <EigenInMemory X, EigenDense G, class Loss>
   detail::require(x.rows() == gradient.rows() && x.cols() == gradient.cols(),
                   "gradient_check: the gradient must be ", x.rows(), " x ", x.cols(), ", got ",
                   gradient.rows(), " x ", gradient.cols());
+  detail::require(step >= 0 && step <= std::numeric_limits<double>::max(),
+                  "gradient_check: step must be positive and finite, or 0 for its default, got ",
+                  step);
+  detail::require_function("gradient_check: loss", loss);
+  detail::check_matrix_result("gradient_check", "x", detail::view_of_matrix(x));
+  if constexpr (EigenInMemory<G>) {
+    const detail::Named what{"gradient", {"batch", "num_heads", "rows", "cols"}};
+    (void)detail::check_view("gradient_check", what,
+                             detail::as_tensor(detail::view_of_matrix(gradient)));
+  }
   if (step == 0) step = std::cbrt(static_cast<double>(std::numeric_limits<Scalar>::epsilon()));
   double largest = 0;
   double worst = -1;

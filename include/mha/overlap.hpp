@@ -29,7 +29,6 @@ struct Places {
   std::array<std::int64_t, 4> count{};
 
   void add_axis(std::int64_t stride, std::int64_t length) {
-    if (length <= 1) return;
     step[static_cast<std::size_t>(axes)] = stride;
     count[static_cast<std::size_t>(axes)] = length;
     reach += stride * (length - 1);
@@ -58,9 +57,10 @@ Places places_of(const TensorView<Scalar>& view) {
   }
   places.size = places.reach = kSize;
   for (std::size_t axis = 0; axis < 4; ++axis) {
-    std::int64_t step = std::int64_t{view.strides[axis]} * kSize;
     const std::int64_t count = view.sizes[axis];
-    if (step < 0 && count > 1) {
+    if (count == 1) continue;
+    std::int64_t step = std::int64_t{view.strides[axis]} * kSize;
+    if (step < 0) {
       places.first += step * (count - 1);
       step = -step;
     }

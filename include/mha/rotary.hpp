@@ -14,8 +14,10 @@
 #include "mha/language.hpp"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "mha/checks.hpp"
 #include "mha/mask.hpp"
 
 namespace mha {
@@ -72,9 +74,12 @@ void rotate(const MatrixView<Scalar>& x, const Acc* cos, const Acc* sin, Index d
 
 inline Index check_rotary(const char* where, RotaryPairs pairs, Index dim, Index head_dim,
                           double base = 1) {
-  require(base > 0, where, ": base must be positive, got ", base);
+  require(base > 0 && base <= (std::numeric_limits<double>::max)(), where,
+          ": base must be positive and finite, got ", base);
   require(pairs == RotaryPairs::half || pairs == RotaryPairs::interleaved, where,
-          ": pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default");
+          ": pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no default, "
+          "got ",
+          static_cast<int>(pairs));
   const Index rotated = dim == 0 ? head_dim : dim;
   require(rotated >= 0 && rotated <= head_dim, where, ": dim must lie between 0 and head_dim, got ",
           rotated, " and ", head_dim);
@@ -134,32 +139,50 @@ void rotate_by_frequencies(const TensorView<Scalar>& x, Index dim, RotaryPairs p
 
 }  // namespace detail
 
+namespace detail {
+
+/// The checks of rotating x where it lies.
+template <class Scalar>
+void check_rotated(const char* where, const TensorView<Scalar>& x) {
+  constexpr Named kTokens{"x", {"batch", "num_heads", "seq_len", "head_dim"}};
+  check_own_places(where, Placed<Scalar>{kTokens, x, check_view(where, kTokens, x)});
+}
+
+template <class Scalar>
+void rotate_in_place(const char* where, const TensorView<Scalar>& x, const Rotary& how,
+                     const IndexList& positions) {
+  using Acc = accumulator_t<Scalar>;
+  check_rotated(where, x);
+  const Index dim = check_rotary(where, how.pairs, how.dim, x.size(3), how.base);
+  check_positions(where, positions, x.size(0), x.size(2));
+  OwnedRotaryMemory<Acc> owner(dim);
+  const RotaryMemory<Acc> memory = owner.memory();
+  fill_frequencies(memory, dim, how.base);
+  const auto position_of = [&](Index b, Index i) {
+    return token_position(positions, b, i, x.size(2));
+  };
+  rotate_by_frequencies(x, dim, how.pairs, position_of, memory);
+}
+
+}  // namespace detail
+
 /// Rotates every token of x, [batch, head, token, head_dim], where it lies.
 /// @param positions  none: 0, 1, 2, ...; one number: that of the first token, the others follow;
 ///                   else a list, one per token, or one per token of each sequence
-/// @throws std::invalid_argument if `how` or the number of positions does not fit; nothing has
-///         changed then
+/// @throws std::invalid_argument if `how` or the number of positions does not fit, or elements of x
+///         share a place; nothing has changed then
 template <TensorLike T>
 void rotary_in_place(T&& x, const Rotary& how, const IndexList& positions = {}) {
   const auto view = tensor_view(x);
-  using Scalar = std::remove_pointer_t<decltype(view.data)>;
-  static_assert(!std::is_const_v<Scalar>, "mha::rotary_in_place: x must not be const");
-  using Acc = accumulator_t<Scalar>;
-  const Index dim = detail::check_rotary("rotary", how.pairs, how.dim, view.size(3), how.base);
-  detail::check_positions("rotary", positions, view.size(0), view.size(2));
-  detail::OwnedRotaryMemory<Acc> owner(dim);
-  const detail::RotaryMemory<Acc> memory = owner.memory();
-  detail::fill_frequencies(memory, dim, how.base);
-  const auto position_of = [&](Index b, Index i) {
-    return detail::token_position(positions, b, i, view.size(2));
-  };
-  detail::rotate_by_frequencies(view, dim, how.pairs, position_of, memory);
+  static_assert(!std::is_const_v<std::remove_pointer_t<decltype(view.data)>>,
+                "mha::rotary_in_place: x must not be const");
+  detail::rotate_in_place("rotary_in_place", view, how, positions);
 }
 
 /// The same with angles of your own, for scaled or learned frequencies: row p of `cos` and `sin`
 /// (positions x dim/2) belongs to position p.
 /// @throws std::invalid_argument if the tables differ in shape, are too wide, or a position has no
-///         row
+///         row; if elements of x share a place, with each other or with a table
 template <TensorLike T, EigenDense C, EigenDense S>
 void rotary_in_place(T&& x, const C& cos_table, const S& sin_table, RotaryPairs pairs,
                      const IndexList& positions = {}) {
@@ -167,20 +190,37 @@ void rotary_in_place(T&& x, const C& cos_table, const S& sin_table, RotaryPairs 
   using Scalar = std::remove_pointer_t<decltype(view.data)>;
   static_assert(!std::is_const_v<Scalar>, "mha::rotary_in_place: x must not be const");
   using Acc = accumulator_t<Scalar>;
+  const char* const where = "rotary_in_place";
   detail::require(cos_table.rows() == sin_table.rows() && cos_table.cols() == sin_table.cols(),
-                  "rotary: cos and sin must have one shape, got ", cos_table.rows(), " x ",
+                  where, ": cos and sin must have one shape, got ", cos_table.rows(), " x ",
                   cos_table.cols(), " and ", sin_table.rows(), " x ", sin_table.cols());
+  detail::check_rotated(where, view);
+  const auto check_table = [&](const char* name, const auto& table) {
+    const detail::Named what{name, {"batch", "num_heads", "positions", "dim / 2"}};
+    detail::require(table.rows() <= detail::kMaxSize && table.cols() <= detail::kMaxSize, where,
+                    ": ", name, " must have at most ", detail::kMaxSize, " rows and columns, got ",
+                    table.rows(), " x ", table.cols());
+    if constexpr (EigenInMemory<std::remove_cvref_t<decltype(table)>>) {
+      const auto t = detail::as_tensor(detail::view_of_matrix(table));
+      (void)detail::check_view(where, what, t);
+      detail::require(!detail::overlaps(view, t), where, ": x must not overlap ", name,
+                      ", got sizes ", detail::list_text(view.sizes), " and ",
+                      detail::list_text(t.sizes));
+    }
+  };
+  check_table("cos", cos_table);
+  check_table("sin", sin_table);
   const Index dim = 2 * cos_table.cols();
-  detail::check_rotary("rotary", pairs, dim, view.size(3));
-  detail::check_positions("rotary", positions, view.size(0), view.size(2));
+  detail::check_rotary(where, pairs, dim, dim == 0 ? 0 : view.size(3));
+  detail::check_positions(where, positions, view.size(0), view.size(2));
   const auto position_of = [&](Index b, Index i) {
     return detail::token_position(positions, b, i, view.size(2));
   };
   for (Index b = 0; b < view.size(0); ++b) {
     for (Index i = 0; i < view.size(2); ++i) {
       const Index p = position_of(b, i);
-      detail::require(p >= 0 && p < cos_table.rows(),
-                      "rotary: every position must have a row in the tables, got ", p, " and ",
+      detail::require(p >= 0 && p < cos_table.rows(), where,
+                      ": every position must have a row in the tables, got ", p, " and ",
                       cos_table.rows(), " rows");
     }
   }
@@ -197,8 +237,13 @@ void rotary_in_place(T&& x, const C& cos_table, const S& sin_table, RotaryPairs 
 /// A rotated copy of x: one head of one sequence, a token per row.
 template <EigenDense M>
 [[nodiscard]] auto rotary(const M& x, const Rotary& how, const IndexList& positions = {}) {
+  if constexpr (EigenInMemory<M>) {
+    const detail::Named what{"x", {"batch", "num_heads", "seq_len", "head_dim"}};
+    (void)detail::check_view("rotary", what, detail::as_tensor(detail::view_of_matrix(x)));
+  }
+  detail::check_count("rotary", "x", {1, 1, x.rows(), x.cols()}, sizeof(typename M::Scalar));
   Matrix<typename M::Scalar> y = x;
-  rotary_in_place(y, how, positions);
+  detail::rotate_in_place("rotary", detail::view_of_tensor(y), how, positions);
   return y;
 }
 

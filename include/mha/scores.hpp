@@ -31,7 +31,12 @@ template <TensorLike Q, TensorLike K, class RuleType = All>
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const CallExtent call =
-      detail::check_attention<Scalar>("attention_scores", q, k, k, rules, past_len);
+      detail::check_attention<Scalar>("attention_scores", q, k, k, rules, past_len).first;
+  detail::require(
+      stage == ScoreStage::scaled || stage == ScoreStage::capped || stage == ScoreStage::modified,
+      "attention_scores: stage must be one of ScoreStage's, got ", static_cast<int>(stage));
+  detail::check_count("attention_scores", "the result",
+                      {call.batch, call.num_heads, call.query_len, call.kv_len}, sizeof(Acc));
   const Acc scale = rules.template scale<Acc>(q.size(3));
   const Acc softcap = rules.template softcap<Acc>();
   Tensor<Acc> scores({call.batch, call.num_heads, call.query_len, call.kv_len});

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// How large things may be, and arithmetic with sizes that cannot overflow unnoticed. Also the macro
-// by which a function says that its result refers to an argument's memory.
+// How large things may be, and arithmetic with sizes that cannot overflow unnoticed. Also the
+// macros by which a function says that its result refers to an argument's memory, or that it is
+// hardly ever called.
 #pragma once
 
 #include <Eigen/Core>
@@ -22,6 +23,13 @@
 #endif
 #ifndef MHA_LIFETIMEBOUND
 #define MHA_LIFETIMEBOUND
+#endif
+
+/// On functions for what hardly ever happens: kept out of the way of the code that calls them.
+#if defined(__GNUC__)
+#define MHA_COLD __attribute__((cold, noinline))
+#else
+#define MHA_COLD
 #endif
 
 namespace mha {
@@ -69,19 +77,23 @@ inline std::string list_text(const std::array<Index, 4>& numbers) {
   return list + "]";
 }
 
-/// The strides of contiguous memory, the last axis running fastest; the number of elements.
-/// @throws std::invalid_argument if a size is negative, or the elements are more than fit in memory
+/// The strides of contiguous memory, the last axis running fastest, and the number of elements. False
+/// if a size is negative, or the elements are more than fit in memory.
+inline bool make_contiguous(const std::array<Index, 4>& sizes, std::size_t element_size,
+                            std::array<Index, 4>& strides, Index& count) {
+  count = 1;
+  for (std::size_t axis = 4; axis-- > 0;) {
+    strides[axis] = count;
+    if (sizes[axis] < 0 || !multiplies(count, sizes[axis], count)) return false;
+  }
+  return extent_fits({count, 1, 1, 1}, {1, 1, 1, 1}, element_size);
+}
+
+/// The same, or an error.
 inline std::array<Index, 4> contiguous_strides(const char* where, const std::array<Index, 4>& sizes,
                                                std::size_t element_size, Index& count) {
   std::array<Index, 4> strides{};
-  count = 1;
-  bool fits = true;
-  for (std::size_t axis = 4; axis-- > 0;) {
-    strides[axis] = count;
-    fits = fits && sizes[axis] >= 0 && multiplies(count, sizes[axis], count);
-  }
-  fits = fits && extent_fits({count, 1, 1, 1}, {1, 1, 1, 1}, element_size);
-  if (!fits) {
+  if (!make_contiguous(sizes, element_size, strides, count)) {
     require(false, where,
             ": sizes must not be negative, and their product must be a number of elements that fit "
             "in memory, got ",

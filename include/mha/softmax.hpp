@@ -11,6 +11,7 @@
 
 #include "mha/language.hpp"
 
+#include "mha/checks.hpp"
 #include "mha/floating.hpp"
 
 namespace mha {
@@ -90,7 +91,7 @@ void merge_row(const MatrixView<const Scalar>& output1, const Acc& lse1,
 ///                          the other part comes back bit for bit, whatever stands in the empty
 ///                          part's output
 /// A sink (score.hpp) belongs to one of the parts only: else it is counted twice.
-/// @throws std::invalid_argument if the shapes disagree
+/// @throws std::invalid_argument if the shapes disagree, or there is no memory where entries should be
 template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
 [[nodiscard]] auto merge(const O1& output1, const L1& lse1, const O2& output2, const L2& lse2) {
   using Scalar = typename O1::Scalar;
@@ -116,6 +117,16 @@ template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
   const detail::Argument<O2> o2(output2);
   const detail::Argument<L1> l1(lse1);
   const detail::Argument<L2> l2(lse2);
+  const auto check = [](const char* name, const char* col, const auto& argument) {
+    const detail::Named what{name, {"batch", "num_heads", "query_len", col}};
+    (void)detail::check_view("merge", what, detail::as_tensor(argument.view()));
+  };
+  check("output1", "value_dim", o1);
+  check("output2", "value_dim", o2);
+  check("lse1", "query_len", l1);
+  check("lse2", "query_len", l2);
+  detail::check_count("merge", "the result", {1, 1, output1.rows(), output1.cols()},
+                      sizeof(Scalar));
   const auto entry = [](const MatrixView<const Acc>& v, Index i) -> const Acc& {
     return v.cols == 1 ? v(i, 0) : v(0, i);
   };

@@ -259,7 +259,7 @@ concept EigenTensor = requires(T& t) {
 template <class T>
 concept OwnsMemory = is_tensor<std::remove_cvref_t<T>> ||
     std::is_base_of_v<Eigen::PlainObjectBase<std::remove_cvref_t<T>>, std::remove_cvref_t<T>> ||
-    (EigenTensor<T>&& requires(T& t) { t.resize(t.dimensions()); });
+    (EigenTensor<T>&& requires(std::remove_cvref_t<T>& t) { t.resize(t.dimensions()); });
 /// One with a name.
 template <class T>
 concept NamedMemory = OwnsMemory<T> && std::is_lvalue_reference_v<T>;

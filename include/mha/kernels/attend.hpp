@@ -29,6 +29,9 @@ inline constexpr Index kWorthFetching = 2048;
 /// Multiply-adds that are worth waking another thread: about 10 microseconds of them.
 inline constexpr double kWorkPerThread = 1e6;
 
+/// Bytes beyond which no machine could keep the states of all chunks.
+inline constexpr double kMostStateBytes = 0x1p50;
+
 /// How many workers share `tasks` tasks of so much work.
 inline Index workers_for(Index tasks, double multiply_adds, const Executor& executor) {
   if (executor.is_serial()) return 1;
@@ -124,13 +127,16 @@ struct Plan {
   /// Cuts the keys if the tasks do not go round evenly and are few.
   void cut_keys(double work, const Executor& executor, Index lanes) {
     const Index most = (sizes.kv_len + kKeyChunk - 1) / kKeyChunk;
-    if (most < 2) return;
+    if (most < 2 || tasks >= 4 * executor.concurrency()) return;
     const Index wanted = workers_for(tasks * most, work, executor);
     if (wanted < 2 || tasks >= 4 * wanted || tasks % wanted == 0) return;
-    chunks = most;
-    workers = wanted;
     Arena arena;
     const ChunkState<T> state(lanes, sizes.value_dim, arena);
+    const double all_states =
+        static_cast<double>(tasks) * static_cast<double>(most) * static_cast<double>(arena.used());
+    if (all_states > kMostStateBytes) return;
+    chunks = most;
+    workers = wanted;
     bytes_per_chunk = arena.used();
   }
 

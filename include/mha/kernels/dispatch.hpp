@@ -86,8 +86,16 @@ inline Target target() { return detail::chosen_target().load(std::memory_order_r
 /// Runs this one from now on, in the whole process. Calls under way are not disturbed.
 /// @throws std::invalid_argument if it is not available
 inline void use_target(Target t) {
-  mha::detail::require(is_available(t), "kernels::use_target: the target must be available here, ",
-                       name(t), " is not");
+  if (!is_available(t)) {
+    std::string all;
+    for (const Target other :
+         {Target::eigen, Target::native, Target::sse2, Target::avx2, Target::avx512}) {
+      if (is_available(other)) all += (all.empty() ? "" : ", ") + std::string(name(other));
+    }
+    const std::string got = *name(t) != 0 ? name(t) : std::to_string(static_cast<int>(t));
+    mha::detail::require(false, "kernels::use_target: the target must be available here (", all,
+                         "), got ", got);
+  }
   detail::chosen_target().store(t, std::memory_order_relaxed);
 }
 
