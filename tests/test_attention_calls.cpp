@@ -100,7 +100,7 @@ TEST_CASE("attention_into writes to a view, a tensor or a matrix", "[attention]"
   CHECK(matrix == expected);
   Eigen::MatrixXf wrong(2, 2);
   CHECK_THROWS_WITH(mha::attention_into(wrong, kQuery, kKey, kValue),
-                    ContainsSubstring("output must have size 3 along axis 2, got 2"));
+                    ContainsSubstring("output must have size 3 along query_len, got 2"));
 }
 
 TEST_CASE("an expression that claims direct access but has no pointer is evaluated", "[types]") {
@@ -161,13 +161,6 @@ TEST_CASE("merge takes vectors of lse, not matrices", "[softmax]") {
   const Eigen::MatrixXf square = Eigen::MatrixXf::Zero(2, 2);
   CHECK_THROWS_WITH(mha::merge(output, square, output, square),
                     "mha::merge: lse1 and lse2 must be vectors, got 2 x 2 and 2 x 2");
-}
-
-TEST_CASE("negative sizes are an error", "[errors]") {
-  float number = 0;
-  const mha::TensorView<float> bad(&number, {1, 1, -1, 1});
-  CHECK_THROWS_WITH(mha::attention(bad, bad, bad),
-                    "mha::attention: sizes must not be negative, got -1");
 }
 
 TEST_CASE("a layer too large to exist is an error", "[errors]") {

@@ -457,10 +457,10 @@ TEST_CASE("wrong shapes of a backward pass are named before anything is written"
   CHECK_NOTHROW(mha::attention_backward(g, q, k, v, forward));
   const auto wrong = random_tensor<float>({1, 2, 4, 6}, 4);
   CHECK_THROWS_WITH(mha::attention_backward(wrong, q, k, v, forward),
-                    ContainsSubstring("grad_output must have size 3 along axis 2, got 4"));
+                    ContainsSubstring("grad_output must have size 3 along query_len, got 4"));
   const auto without_lse = mha::attention_forward(q, k, v);
   CHECK_THROWS_WITH(mha::attention_backward(g, q, k, v, without_lse),
-                    ContainsSubstring("the forward lse (need_lse)"));
+                    ContainsSubstring("forward.lse must be there (need_lse = true"));
   Tensor<float> bias_gradient({1, 1, 3, 4});
   const auto bias = random_tensor<float>({1, 1, 3, 5}, 5);
   CHECK_THROWS_WITH(mha::bias(bias, bias_gradient), ContainsSubstring("the bias's shape"));
