@@ -556,10 +556,10 @@ TEST_CASE("attention_into writes nothing if anything does not fit", "[attention]
   refuses(outputs, x, x, x, mha::lengths(9), "lengths must lie between 0 and kv_len, got 9 and 3");
   Tensor<float> long_output({1, 2, 4, 4});
   refuses({long_output, weights, lse}, x, x, x, mha::All(),
-          "output must have size 3 along axis 2, got 4");
-  refuses({output, lse, lse}, x, x, x, mha::All(), "weights must have size 3 along axis 3, got 1");
+          "output must have size 3 along query_len, got 4");
+  refuses({output, lse, lse}, x, x, x, mha::All(), "weights must have size 3 along kv_len, got 1");
   refuses({output, weights, weights}, x, x, x, mha::All(),
-          "lse must have size 1 along axis 3, got 3");
+          "lse must have size 1 along its last axis, got 3");
 }
 
 // ---- in whatever form arguments come

@@ -227,11 +227,12 @@ TEST_CASE("lengths outside of 0 ... kv_len, or of the wrong count, are refused",
           "[mask][lengths][errors]") {
   CHECK_THROWS_AS(picture(mha::lengths(5), 2, 4), std::invalid_argument);
   CHECK_THROWS_WITH(picture(mha::lengths(5), 2, 4),
-                    "mha::attention: lengths must lie between 0 and kv_len, got 5 and 4");
+                    "mha::attention_forward: lengths must lie between 0 and kv_len, got 5 and 4");
   CHECK_THROWS_WITH(picture(mha::lengths(-1), 2, 4), ContainsSubstring("got -1 and 4"));
-  CHECK_THROWS_WITH(picture(mha::lengths({1, 2}), PictureSizes{1, 4, 0, 3, 1}),
-                    "mha::attention: lengths must have one entry, or one per sequence, got 2 for a "
-                    "batch of 3");
+  CHECK_THROWS_WITH(
+      picture(mha::lengths({1, 2}), PictureSizes{1, 4, 0, 3, 1}),
+      "mha::attention_forward: lengths must have one entry, or one per sequence, got 2 for a "
+      "batch of 3");
   CHECK_THROWS_WITH(picture(mha::causal_offset({1, 2}), PictureSizes{1, 4, 0, 3, 1}),
                     ContainsSubstring("causal_offset") && ContainsSubstring("got 2") &&
                         ContainsSubstring("batch of 3"));
@@ -368,10 +369,12 @@ TEST_CASE("a mask of the wrong size is refused, naming the rule and both numbers
           "[mask][keep][errors]") {
   const Matrix<bool> mask = booleans("x.x .xx");
   CHECK_THROWS_AS(picture(mha::keep(mask), 3, 3), std::invalid_argument);
-  CHECK_THROWS_WITH(picture(mha::keep(mask), 3, 3),
-                    "mha::attention: keep(mask) must have 1 or 3 entries along query_len, got 2");
-  CHECK_THROWS_WITH(picture(mha::ignore(mask), 2, 5),
-                    "mha::attention: ignore(mask) must have 1 or 5 entries along kv_len, got 3");
+  CHECK_THROWS_WITH(
+      picture(mha::keep(mask), 3, 3),
+      "mha::attention_forward: keep(mask) must have 1 or 3 entries along query_len, got 2");
+  CHECK_THROWS_WITH(
+      picture(mha::ignore(mask), 2, 5),
+      "mha::attention_forward: ignore(mask) must have 1 or 5 entries along kv_len, got 3");
   const Tensor<bool> heads({1, 3, 2, 3});
   CHECK_THROWS_WITH(picture(mha::keep(heads), PictureSizes{2, 3, 0, 1, 2}),
                     ContainsSubstring("1 or 2 entries along num_heads, got 3"));
