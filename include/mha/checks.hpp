@@ -86,13 +86,13 @@ AddressRange check_view(const char* where, const Named& what, const TensorView<S
   const auto bits = [](Index n) { return static_cast<Bits>(n); };
   const auto& n = view.sizes;
   const auto& step = view.strides;
-  const Bits most = bits(n[0] - 1) | bits(n[1] - 1) | bits(n[2] - 1) | bits(n[3] - 1);
+  const Bits most = (bits(n[0]) - 1) | (bits(n[1]) - 1) | (bits(n[2]) - 1) | (bits(n[3]) - 1);
   const Bits far = bits(step[0]) | bits(step[1]) | bits(step[2]) | bits(step[3]);
   if (most >= bits(kMaxSize) || far >= Bits{1} << 28 || view.data == nullptr) {
     return check_any_view(where, what, n, step, view.data, sizeof(Scalar), memory);
   }
-  const Bits reach = bits(n[0] - 1) * bits(step[0]) + bits(n[1] - 1) * bits(step[1]) +
-                     bits(n[2] - 1) * bits(step[2]) + bits(n[3] - 1) * bits(step[3]);
+  const Bits reach = (bits(n[0]) - 1) * bits(step[0]) + (bits(n[1]) - 1) * bits(step[1]) +
+                     (bits(n[2]) - 1) * bits(step[2]) + (bits(n[3]) - 1) * bits(step[3]);
   const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data));
   return {address, address + static_cast<std::int64_t>((reach + 1) * sizeof(Scalar))};
 }
@@ -188,7 +188,7 @@ void check_own_places(const char* where, const Placed<Scalar>& result) {
   const std::size_t inner = tokens_within ? 2 : 1;
   const std::size_t outer = tokens_within ? 1 : 2;
   const auto reach_of = [&](std::size_t axis) {  // of any value if there are no elements
-    return static_cast<std::uint64_t>(n[axis] - 1) * static_cast<std::uint64_t>(step[axis]);
+    return (static_cast<std::uint64_t>(n[axis]) - 1) * static_cast<std::uint64_t>(step[axis]);
   };
   std::uint64_t reach = reach_of(3);
   const auto steps_over = [&](std::size_t axis) {
