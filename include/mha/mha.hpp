@@ -28,9 +28,9 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, overlap, tiled, product, projection, layer_memory, layer_pass, head_columns,
-//     sequences, extra_keys, initialise, floating, sizes, error, language (one sentence for
-//     compilers of an older C++)
+//     inside: batch, checks, overlap, tiled, product, projection, layer_memory, layer_pass,
+//     head_columns, sequences, extra_keys, initialise, floating, sizes, error, language (one sentence
+//     for compilers of an older C++)
 #pragma once
 
 #include "mha/language.hpp"

@@ -146,7 +146,7 @@ bool is_same_view(const TensorView<A>& a, const TensorView<B>& b) {
 template <class A, class B>
 bool are_column_blocks(const TensorView<A>& a, const TensorView<B>& b) {
   const std::array<Index, 4>& step = a.strides;
-  if (sizeof(A) != sizeof(B) || step != b.strides) return false;
+  if (sizeof(A) != sizeof(B) || !are_equal(step, b.strides)) return false;
   const Index row = step[2];
   constexpr Index kMost = std::numeric_limits<Index>::max() / static_cast<Index>(sizeof(A));
   if (row <= 0 || row > kMost || step[1] < 0 || step[3] < 0) return false;

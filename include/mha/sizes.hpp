@@ -71,6 +71,11 @@ inline bool extent_fits(const std::array<Index, 4>& sizes, const std::array<Inde
   return true;
 }
 
+/// Equal lists, told without a call of memcmp.
+inline bool are_equal(const std::array<Index, 4>& a, const std::array<Index, 4>& b) {
+  return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])) == 0;
+}
+
 inline std::string list_text(const std::array<Index, 4>& numbers) {
   std::string list = "[";
   for (const Index n : numbers) list += (list.size() == 1 ? "" : ", ") + text(n);
