@@ -265,24 +265,24 @@ TEST_CASE("sizes of a layer that contradict each other are named when it is made
   check_messages({
       {name + "num_heads must be at least 1, got 0", any({.embed_dim = 8})},
       // Products of sizes must not overflow.
-      {name + "head_dim must lie between 1 and " + most + ", got " + more,
+      {name + "head_dim must lie between 0 (the default) and " + most + ", got " + more,
        any({.embed_dim = 1, .num_heads = 4, .head_dim = mha::detail::kMaxSize + 1})},
-      {name + "num_heads must lie between 1 and " + most + ", got -2",
+      {name + "num_heads must lie between 0 (the default) and " + most + ", got -2",
        any({.embed_dim = 8, .num_heads = -2})},
       {name + "embed_dim must be at least 1, got 0", any({.num_heads = 2})},
-      {name + "embed_dim must lie between 1 and " + most + ", got -8",
+      {name + "embed_dim must lie between 0 (the default) and " + most + ", got -8",
        any({.embed_dim = -8, .num_heads = 2})},
-      {name + "kv_heads must lie between 1 and " + most + ", got -1",
+      {name + "kv_heads must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .kv_heads = -1})},
-      {name + "head_dim must lie between 1 and " + most + ", got -1",
+      {name + "head_dim must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .head_dim = -1})},
-      {name + "value_dim must lie between 1 and " + most + ", got -1",
+      {name + "value_dim must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .value_dim = -1})},
-      {name + "kdim must lie between 1 and " + most + ", got -1",
+      {name + "kdim must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .kdim = -1})},
-      {name + "vdim must lie between 1 and " + most + ", got -1",
+      {name + "vdim must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .vdim = -1})},
-      {name + "out_dim must lie between 1 and " + most + ", got -1",
+      {name + "out_dim must lie between 0 (the default) and " + most + ", got -1",
        any({.embed_dim = 8, .num_heads = 2, .out_dim = -1})},
       {name + "kv_heads must divide num_heads, got 4 and 6",
        any({.embed_dim = 12, .num_heads = 6, .kv_heads = 4})},
@@ -294,8 +294,13 @@ TEST_CASE("sizes of a layer that contradict each other are named when it is made
        [] { (void)MultiHead<float, 3>(8); }},
       {name + "num_heads must equal the class's Heads, got 3 and 2",
        [] { (void)MultiHead<float, 2>({.embed_dim = 6, .num_heads = 3}); }},
-      {name + "with HeadDim fixed at compile time every width must be Heads * HeadDim, got another "
-              "than 6",
+      {name + "num_heads * head_dim and num_heads * value_dim must be at most " + most +
+           ", got num_heads 4, head_dim 8 and value_dim " + most,
+       any({.embed_dim = 32, .num_heads = 4, .value_dim = mha::detail::kMaxSize})},
+      {name +
+           "with HeadDim fixed at compile time every width must be Heads * HeadDim = 6, kv_heads "
+           "2 and head_dim 3, got embed_dim 8, kv_heads 0, head_dim 0, value_dim 0, kdim 0, vdim "
+           "0 and out_dim 0 (0 = the default)",
        fixed({.embed_dim = 8})},
       {name + "rotary: pairs must be RotaryPairs::half or RotaryPairs::interleaved; there is no "
               "default, got 0",
@@ -337,7 +342,7 @@ TEST_CASE("arguments that do not fit the layer are named", "[errors][multi_head]
       (void)layer(matrix(3, q_cols), matrix(k_rows, k_cols), matrix(v_rows, v_cols));
     };
   };
-  const std::string name = "mha::MultiHead: ";
+  const std::string name = "mha::MultiHead::forward: ";
   check_messages({
       {name + "query.cols() must equal embed_dim, got 7 and 8", call(7, 4, 5, 4, 6)},
       {name + "key.cols() must equal kdim, got 8 and 5", call(8, 4, 8, 4, 6)},
@@ -355,36 +360,45 @@ TEST_CASE("sequences that do not fit the rows are named", "[errors][multi_head][
   const auto call = [&](const MultiHeadOptions& options) {
     return [=, &layer] { (void)layer(matrix(6, 4), matrix(8, 4), options); };
   };
-  const std::string name = "mha::MultiHead: ";
+  const std::string name = "mha::MultiHead::forward: ";
   check_messages({
-      {name + "batch must not be negative, got -1", call({.batch = -1})},
+      {name + "batch must lie between 0 and 1073741824, got -1", call({.batch = -1})},
       {name + "batch must divide query.rows(), got 4 and 6", call({.batch = 4})},
       {name + "batch must divide query.rows(), got 0 and 6", call({.batch = 0})},
       {name + "batch must divide key.rows(), got 3 and 8", call({.batch = 3})},
       {name + "batch must divide key.rows(), got 0 and 8",
        [&] { (void)layer(matrix(0, 4), matrix(8, 4), MultiHeadOptions{.batch = 0}); }},
-      {name + "kv_sequences must come with sequences", call({.kv_sequences = {8}})},
+      {name + "kv_sequences must come with sequences, got 1 and 0", call({.kv_sequences = {8}})},
       {name + "sequences and kv_sequences must be as many, got 2 and 1",
        call({.sequences = {2, 4}, .kv_sequences = {8}})},
       {name + "batch must be left out beside sequences, or equal their number, got 3 and 2",
        call({.batch = 3, .sequences = {2, 4}, .kv_sequences = {4, 4}})},
-      {name + "lengths of sequences must not be negative, got -1 and 4",
+      {name + "lengths of sequences must not be negative, got -1 and 4 for sequence 0",
        call({.sequences = {-1, 7}, .kv_sequences = {4, 4}})},
-      {name + "lengths of sequences must not be negative, got 2 and -4",
+      {name + "lengths of sequences must not be negative, got 2 and -4 for sequence 0",
        call({.sequences = {2, 4}, .kv_sequences = {-4, 12}})},
-      {name + "sequences must not be longer than the input, got 7 query rows and 4 key rows",
+      {name + "sequences must not be longer than the input, got 7 of 6 query rows and "
+              "4 of 8 key rows for sequence 0",
        call({.sequences = {7, 1}, .kv_sequences = {4, 4}})},
       {name + "sequences must add up to query.rows(), got 5 and 6",
        call({.sequences = {2, 3}, .kv_sequences = {4, 4}})},
       {name + "kv_sequences must add up to key.rows(), got 7 and 8",
        call({.sequences = {2, 4}, .kv_sequences = {4, 3}})},
-      {name + "kv_sequences must add up to key.rows(), got 6 and 8", call({.sequences = {2, 4}})},
+      {name + "sequences must add up to key.rows(), got 6 and 8", call({.sequences = {2, 4}})},
       {name + "past_len must lie between 0 and kv_len, got 9 and 8", call({.past_len = 9})},
       {name + "past_len must lie between 0 and kv_len, got -1 and 8", call({.past_len = -1})},
       {name + "past_len must lie between 0 and kv_len, got 4 and 3",
        call({.sequences = {2, 4}, .kv_sequences = {5, 3}, .past_len = 4})},
-      {name + "positions are for a layer with rotary", call({.positions = {0}})},
-      {name + "positions are for a layer with rotary", call({.kv_positions = {0}})},
+      {name + "past_len must lie between 0 and kv_len, got 4 and 3",
+       call({.sequences = {2, 4}, .kv_sequences = {5, 3}, .past_len = {5, 4}})},
+      {name + "past_len must be one number, or one per sequence, got 3 for a batch of 2",
+       call({.batch = 2, .past_len = {1, 2, 3}})},
+      {name + "past_len must be one number, or one per sequence, got 3 for a batch of 2",
+       call({.sequences = {2, 4}, .kv_sequences = {5, 3}, .past_len = {1, 2, 3}})},
+      {name + "positions are for a layer with rotary, got 1 positions and 0 kv_positions",
+       call({.positions = {0}})},
+      {name + "positions are for a layer with rotary, got 0 positions and 1 kv_positions",
+       call({.kv_positions = {0}})},
   });
 }
 
@@ -393,10 +407,11 @@ TEST_CASE("positions that do not fit the rows are named", "[errors][multi_head][
   const auto call = [&](const MultiHeadOptions& options) {
     return [=, &layer] { (void)layer(matrix(3, 4), matrix(2, 4), options); };
   };
-  const std::string name = "mha::MultiHead: ";
+  const std::string name = "mha::MultiHead::forward: ";
   check_messages({
-      {name + "positions must be one per row of query, got 2 and 3", call({.positions = {0, 1}})},
-      {name + "kv_positions must be one per row of key, got 3 and 2",
+      {name + "positions must be one number, or one per row of query, got 2 and 3",
+       call({.positions = {0, 1}})},
+      {name + "kv_positions must be one number, or one per row of key, got 3 and 2",
        call({.positions = {0, 1, 2}, .kv_positions = {0, 1, 2}})},
       {name + "kv_positions must be given beside positions, since key.rows() is not query.rows(): "
               "2 and 3",
@@ -411,7 +426,7 @@ TEST_CASE("rules that do not fit a call of the layer are named with the layer",
     return [=, &layer] { (void)layer(matrix(6, 4), rule, options); };
   };
   const Matrix<bool> mask = Matrix<bool>::Constant(6, 7, true);
-  const std::string name = "mha::MultiHead: ";
+  const std::string name = "mha::MultiHead::forward: ";
   check_messages({
       {name + "lengths must lie between 0 and kv_len, got 7 and 6", call(mha::lengths(7))},
       {name + "lengths must have one entry, or one per sequence, got 2 for a batch of 3",
@@ -434,7 +449,7 @@ TEST_CASE("parameters replaced by some of another shape are named", "[errors][mu
       (void)layer(matrix(3, 4));
     };
   };
-  const std::string name = "mha::MultiHead: ";
+  const std::string name = "mha::MultiHead::forward: ";
   check_messages({
       {name + "q_proj.weight must be 4 x 4, got 4 x 5",
        call([](AnyHeads& layer) { layer.q_proj.weight.resize(4, 5); })},
@@ -526,5 +541,5 @@ TEST_CASE("a mistake under an executor is thrown to the caller", "[errors][threa
   mha::ThreadPool pool(2);
   const MultiHead<float, 2> layer(4);
   CHECK(message_of([&] { (void)layer(matrix(6, 5), MultiHeadOptions{.executor = pool}); }) ==
-        "mha::MultiHead: query.cols() must equal embed_dim, got 5 and 4");
+        "mha::MultiHead::forward: query.cols() must equal embed_dim, got 5 and 4");
 }

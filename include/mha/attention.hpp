@@ -16,7 +16,8 @@ namespace mha {
 
 /// What a call of attention may be told besides its rule.
 struct AttentionOptions {
-  Index past_len = 0;  ///< leading keys that come from a cache: query row 0 follows them
+  IndexList past_len{};  ///< leading keys that come from a cache: query row 0 follows them. One
+                         ///< number, or one per sequence; 0 if not given
   bool need_weights =
       false;  ///< return the weights; changes no other number; query_len x kv_len memory
   bool need_lse = false;           ///< return the log of each row's softmax denominator
@@ -115,7 +116,7 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
   if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
   result.output = Tensor<Scalar>(output);
   attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
-                           options.past_len},
+                           &options.past_len},
          rules, options.executor, options.workspace);
   return result;
 }
@@ -145,7 +146,7 @@ auto head_result(const char* where, const Q& query, const K& key, const V& value
   if (options.need_lse) result.lse.resize(call.query_len);
   attend(BatchTask<Scalar>{q, k, v, as_tensor(matrix_view(result.output)),
                            as_tensor(matrix_view(result.weights)),
-                           as_tensor(matrix_view(result.lse)), options.past_len},
+                           as_tensor(matrix_view(result.lse)), &options.past_len},
          rules, options.executor, options.workspace);
   return result;
 }
@@ -199,7 +200,7 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
       detail::check_attention<Scalar>("attention_into", q, k, v, rules, options.past_len);
   detail::check_outputs(call, ranges, outputs, q, k, v);
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
-                                           options.past_len},
+                                           &options.past_len},
                  rules, options.executor, options.workspace);
 }
 

@@ -34,7 +34,7 @@ struct BatchTask {
   TensorView<Out> output;
   TensorView<Acc> weights;
   TensorView<Acc> lse;
-  Index past_len = 0;
+  const IndexList* past_len = nullptr;  ///< of the call's options; null = 0
   /// Null: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of all
   /// num_segments sequences; weights has one per sequence.
   const Segment* segments = nullptr;
@@ -50,7 +50,7 @@ struct BatchTask {
   }
   Extent extent(Index b) const {
     const Segment s = segment(b);
-    return {query.size(1), s.query_len, s.kv_len, past_len};
+    return {query.size(1), s.query_len, s.kv_len, past_len == nullptr ? 0 : (*past_len)[b]};
   }
   HeadTask<In, Out, Acc> head(Index b, Index h) const {
     const Segment s = segment(b);
@@ -149,6 +149,18 @@ struct InputRanges {
                               text(query[0]) + ", " + text(query[1]) + " and " + text(query[2]));
 }
 
+/// past_len is none, one number, or one per sequence.
+inline void check_past_count(const char* where, const IndexList& past_len, Index batch) {
+  require(past_len.size() <= 1 || past_len.size() == batch, where,
+          ": past_len must be one number, or one per sequence, got ", past_len.size(),
+          " for a batch of ", batch);
+}
+
+inline void check_past_len(const char* where, Index past_len, Index kv_len) {
+  require(past_len >= 0 && past_len <= kv_len, where,
+          ": past_len must lie between 0 and kv_len, got ", past_len, " and ", kv_len);
+}
+
 /// The checks of every entry over tensors. Nothing has been written when they throw.
 /// @param memory  unused: only sizes count, data may be null
 template <class Scalar, class RuleSet>
@@ -156,7 +168,7 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
                                                    const TensorView<const Scalar>& query,
                                                    const TensorView<const Scalar>& key,
                                                    const TensorView<const Scalar>& value,
-                                                   const RuleSet& rules, Index past_len,
+                                                   const RuleSet& rules, const IndexList& past_len,
                                                    Memory memory = Memory::needed) {
   const InputRanges ranges{check_view(where, kQuery, query, memory),
                            check_view(where, kKey, key, memory),
@@ -169,10 +181,15 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
   if (!fits || !heads_fit || !multiplies(query.size(0) * query.size(1), query.size(2), rows)) {
     refuse_inputs(where, query.sizes, key.sizes, value.sizes);
   }
-  require(past_len >= 0 && past_len <= key.size(2), where,
-          ": past_len must lie between 0 and kv_len, got ", past_len, " and ", key.size(2));
+  check_past_count(where, past_len, query.size(0));
+  for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
   const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
   rules.check(call);
+  if (RuleSet::kPlacesQueries && !past_len.empty()) {
+    for (Index b = 0; b < call.batch; ++b) {
+      rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b);
+    }
+  }
   return {call, ranges};
 }
 

@@ -4,6 +4,7 @@
 // numbers up to the last bit of its log and cos).
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -35,6 +36,15 @@ class Random {
  private:
   std::uint64_t state_;
 };
+
+/// The seed of a layer that is given none: another one with every call, in one order in every run.
+/// At least 2^63, so that no small seed of a user's is drawn.
+inline std::uint64_t drawn_seed() {
+  static std::atomic<std::uint64_t> layers{0};
+  constexpr std::uint64_t kFirst = 0x6D68612E68707021u;
+  return Random(kFirst + layers.fetch_add(1, std::memory_order_relaxed)).bits() |
+         std::uint64_t{1} << 63;
+}
 
 template <class Derived>
 void fill_uniform(Eigen::MatrixBase<Derived>& m, double bound, Random& random) {

@@ -17,6 +17,7 @@
 #include <string_view>
 
 #include "mha/gradient.hpp"
+#include "mha/layer_check.hpp"
 #include "mha/layer_pass.hpp"
 #include "mha/projection_gradient.hpp"
 
@@ -117,6 +118,7 @@ class TrainingPass {
   using Scalar = typename Layer::Scalar;
   using Acc = typename Layer::Acc;
 
+  detail::PassOrigin origin_;
   MatrixView<const Scalar> query_, key_, value_;
   detail::SequenceBatch batch_;
   Workspace block_;
@@ -141,20 +143,85 @@ class LayerGradient : public LayerPass<Layer> {
 
   explicit LayerGradient(const Layer& layer) : Pass(layer), layer_(layer) {}
 
+  /// No input of a pass lies in its output, which is written while they are still needed.
+  void check_inputs(const char* where, const Tape& tape, const View& query, const View& key,
+                    const View& value) const {
+    const auto output = memory_of(tape.output);
+    check_apart(where, "pass.output", output, "query", query);
+    check_apart(where, "pass.output", output, "key", key);
+    check_apart(where, "pass.output", output, "value", value);
+  }
+
+  /// The backward pass is that of this layer, rule and options, and writes over none of its inputs.
+  template <class RuleSet>
+  void check(const char* where, const Gradients& grads, const Tape& tape, const View& grad_output,
+             const RuleSet& rules, const Options& options) const {
+    const PassOrigin& origin = tape.origin_;
+    require(origin.layer != 0, where,
+            ": the pass must have been run by forward_training() of this layer, got one that has "
+            "not been run");
+    require(origin.layer == layer_.id_.value(), where,
+            ": the pass must have been run by forward_training() of this layer, got one of layer ",
+            origin.layer, " (numbered as they were made) where this is layer ", layer_.id_.value());
+    require(origin.rule == rule_identity<RuleSet>(), where,
+            ": rule must be of the type that forward_training() had: the same masks and modifiers, "
+            "in the same order");
+    check_parameters(where, layer_);
+    const auto biases = PassOrigin::biases_of(layer_);
+    for (std::size_t n = 0; n < biases.size(); ++n) {
+      constexpr std::array<const char*, 4> kNames{"q_proj", "k_proj", "v_proj", "out_proj"};
+      require(biases[n] == origin.biases[n], where, ": ", kNames[n],
+              ".bias must be as large as in forward_training(), got ", biases[n], " and ",
+              origin.biases[n]);
+    }
+    check_gradients(where, layer_, grads);
+    const Index out_dim = layer_.config().out_dim;
+    require(grad_output.rows == tape.query_.rows && grad_output.cols == out_dim, where,
+            ": grad_output must be ", tape.query_.rows, " x ", out_dim, ", got ", grad_output.rows,
+            " x ", grad_output.cols);
+    check_memory(where, "grad_output", grad_output);
+    check_output_alone(where, options);
+    const SequenceBatch batch = cut_sequences(where, tape.query_.rows, tape.key_.rows, options);
+    check_same_options(where, options, batch, tape.batch_, origin);
+    rules.check({where, batch.count, layer_.config().num_heads, batch.query_len, batch.kv_len,
+                 batch.ragged});
+    check_places(where, layer_.config(), rules, batch, options);
+    const auto apart = [&](const char* name, const auto& values) {
+      const auto written = memory_of(values);
+      check_apart(where, name, written, "grad_output", grad_output);
+      check_apart(where, name, written, "the pass's query", tape.query_);
+      check_apart(where, name, written, "the pass's key", tape.key_);
+      check_apart(where, name, written, "the pass's value", tape.value_);
+    };
+    apart("gradients.query", grads.query);
+    apart("gradients.key", grads.key);
+    apart("gradients.value", grads.value);
+    for_each_parameter(
+        grads, [&](std::string_view name, const auto& values) { apart(name.data(), values); });
+  }
+
   template <class RuleSet>
   void forward(Tape& tape, const View& query, const View& key, const View& value,
                const RuleSet& rules, const Options& options, const SequenceBatch& batch) const {
+    tape.origin_.layer = 0;  // until it has been run
+    tape.origin_.record(layer_, rule_identity<RuleSet>(), options);
     tape.query_ = query;
     tape.key_ = key;
     tape.value_ = value;
     tape.batch_ = batch;
     tape.output.resize(query.rows, layer_.config().out_dim);
     tape.memory_.reset();
-    if (batch.count == 0) return;
+    if (batch.count != 0) compute(tape, query, key, value, rules, options, batch);
+    tape.origin_.layer = layer_.id_.value();
+  }
+
+  template <class RuleSet>
+  void compute(Tape& tape, const View& query, const View& key, const View& value,
+               const RuleSet& rules, const Options& options, const SequenceBatch& batch) const {
     LayerSizes s = this->sizes(query.rows, key.rows, batch.count, true, batch.ragged);
     if constexpr (has_kernels<Acc>) {
-      s.scratch = this->scratch_bytes(query.rows, key.rows, batch,
-                                      this->inputs_of(query, key, value), true, options.executor);
+      s.scratch = this->scratch_bytes(query.rows, key.rows, batch, options,
+                                      this->inputs_of(query, key, value), true);
       tape.block_.reserve(layer_bytes<Acc>(s));
       BlockMatrices<Acc> source({tape.block_.data(), tape.block_.size()});
       tape.memory_.emplace(s, source);
@@ -218,7 +285,7 @@ class LayerGradient : public LayerPass<Layer> {
       turned.k = HeadColumns<Acc>(view_of(tape.grad_k_));
       mirror(tape.grad_q_, c.num_heads);
       mirror(tape.grad_k_, c.kv_heads);
-      this->rotate(turned, tape.batch_, options);
+      this->rotate(turned, rules, tape.batch_, options);
       mirror(tape.grad_q_, c.num_heads);
       mirror(tape.grad_k_, c.kv_heads);
     }

@@ -78,12 +78,13 @@ class LayerPass {
   }
 
   /// The scratch of its steps, which share it: the largest counts.
-  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch, Inputs inputs,
-                            bool contiguous, const Executor& executor) const {
+  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch,
+                            const Options& options, Inputs inputs, bool contiguous) const {
     std::size_t most = 0;
 #if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const MultiHeadConfig& c = layer_.config();
+      const Executor& executor = options.executor;
       const Index q_width = c.num_heads * c.head_dim;
       const Index k_width = c.kv_heads * c.head_dim;
       const Index v_width = c.kv_heads * c.value_dim;
@@ -104,8 +105,11 @@ class LayerPass {
           input(key_rows, c.vdim, v_width, 1);
         }
       }
-      if (c.add_bias_kv && batch.count > 1) {  // sequence by sequence, the shorter otherwise
-        for (const Index rows : {batch.kv_len, kernels::kFewTokens - 1}) {
+      if (c.add_bias_kv && batch.count > 1) {
+        // Projected sequence by sequence, and not every shorter one needs less: the way to project
+        // goes by the rows.
+        for (Index b = 0; b < (batch.ragged ? batch.count : 1); ++b) {
+          const Index rows = batch.kv_len_of(options, b);
           input(rows, c.kdim, k_width, 1);
           input(rows, c.vdim, v_width, 1);
         }
@@ -130,8 +134,8 @@ class LayerPass {
     LayerSizes s = sizes(query_rows, key_rows, batch.count, own_lse, batch.ragged);
     for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
       for (const bool contiguous : {true, false}) {
-        s.scratch = std::max(s.scratch, scratch_bytes(query_rows, key_rows, batch, inputs,
-                                                      contiguous, options.executor));
+        s.scratch = std::max(
+            s.scratch, scratch_bytes(query_rows, key_rows, batch, options, inputs, contiguous));
       }
     }
     return layer_bytes<Acc>(s);
@@ -145,8 +149,8 @@ class LayerPass {
     const bool own_lse = lse.data == nullptr && !weights.empty() && layer_.config().add_zero_attn;
     LayerSizes s = sizes(query.rows, key.rows, batch.count, own_lse, batch.ragged);
     if constexpr (has_kernels<Acc>) {
-      s.scratch = scratch_bytes(query.rows, key.rows, batch, inputs_of(query, key, value),
-                                output.col_stride == 1, options.executor);
+      s.scratch = scratch_bytes(query.rows, key.rows, batch, options, inputs_of(query, key, value),
+                                output.col_stride == 1);
       const CallMemory block(options.workspace, layer_bytes<Acc>(s));
       BlockMatrices<Acc> source({block.data(), block.size()});
       compute_in(LayerMemory<Acc>(s, source), query, key, value, rules, options, batch, output, lse,
@@ -170,7 +174,7 @@ class LayerPass {
     const bool in_segments = memory.segments != nullptr && (batch.ragged || extra == 1);
     if (in_segments) batch.place(options, extra, memory.segments);
     project_inputs(memory, query, key, value, batch, options.executor);
-    if (c.rotary) rotate(memory, batch, options);
+    if (c.rotary) rotate(memory, rules, batch, options);
 
     BatchTask<Acc> call = heads_of(memory, lse_rows, batch, options);
     if (!weights.empty()) call.weights = weights.view();
@@ -196,7 +200,7 @@ class LayerPass {
                         HeadColumns<Acc>(memory.concat).heads(c.num_heads, entries),
                         {},
                         HeadColumns<Acc>(lse).heads(c.num_heads, entries),
-                        options.past_len};
+                        &options.past_len};
     if (lse.cols == 0) call.lse.data = nullptr;
     if (in_segments) {
       call.segments = memory.segments;
@@ -268,8 +272,11 @@ class LayerPass {
     return {b * batch.query_len, batch.query_len, b * kv_len, kv_len};
   }
 
-  /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k.
-  void rotate(const LayerMemory<Acc>& memory, const Batch& batch, const Options& options) const {
+  /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k. Queries stand
+  /// where the options or a rule place them among the keys, unless positions are given.
+  template <class RuleSet>
+  void rotate(const LayerMemory<Acc>& memory, const RuleSet& rules, const Batch& batch,
+              const Options& options) const {
     const MultiHeadConfig& c = layer_.config();
     const IndexList& kv_positions =
         options.kv_positions.empty() ? options.positions : options.kv_positions;
@@ -288,8 +295,9 @@ class LayerPass {
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment_at(memory, batch, b);
       const Index own = s.kv_len - extra;
+      const Extent extent{c.num_heads, s.query_len, own, options.past_len[b]};
       turn(memory.q.middle_rows(s.query_row, s.query_len), c.num_heads, options.positions,
-           s.query_row, options.past_len);
+           s.query_row, rules.placed(extent, b, 0).offset);
       turn(memory.k.middle_rows(s.key_row, own), c.kv_heads, kv_positions, s.key_row - b * extra,
            0);
     }
@@ -301,12 +309,10 @@ class LayerPass {
                            Tensor<Acc>& weights) const {
     using std::exp;
     if (!layer_.config().add_bias_kv && !layer_.config().add_zero_attn) return;
-    const IndexList& q = options.sequences;
-    const IndexList& k = options.kv_sequences.empty() ? q : options.kv_sequences;
     Index row = 0;
     for (Index b = 0; b < batch.count; ++b) {
-      const Index query_len = batch.ragged ? q[b] : batch.query_len;
-      const Index kv_len = batch.ragged ? k[b] : batch.kv_len;
+      const Index query_len = batch.query_len_of(options, b);
+      const Index kv_len = batch.kv_len_of(options, b);
       for (Index h = 0; h < weights.size(1); ++h) {
         for (Index i = 0; i < query_len; ++i) {
           if (layer_.config().add_bias_kv) {

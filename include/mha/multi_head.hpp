@@ -12,6 +12,7 @@
 
 #include "mha/batch.hpp"
 #include "mha/initialise.hpp"
+#include "mha/layer_check.hpp"
 #include "mha/layer_gradient.hpp"
 #include "mha/layer_pass.hpp"
 #include "mha/multi_head_config.hpp"
@@ -25,8 +26,10 @@ template <class Scalar>
 struct MultiHeadResult {
   Matrix<Scalar> output;  ///< rows of query x out_dim
   /// [batch, num_heads (1 if averaged), query_len, kv_len], if asked for; rows sum to 1 (less with
-  /// sinks), or are all 0. Shorter sequences of a ragged batch are padded with 0. add_bias_kv and
-  /// add_zero_attn each append a column.
+  /// sinks), or are all 0. In a ragged batch query_len and kv_len are those of the longest, and
+  /// shorter sequences are padded with 0. add_bias_kv and add_zero_attn each append a column, behind
+  /// the padding: the weight of bias_k stands in column kv_len, that of the key of zeros in the last
+  /// one, for every sequence alike.
   Tensor<accumulator_t<Scalar>> weights;
   Matrix<accumulator_t<Scalar>> lse;  ///< rows of query x num_heads, if asked for
 };
@@ -67,7 +70,7 @@ class MultiHead {
   Linear k_proj;             ///< kdim      -> kv_heads * head_dim
   Linear v_proj;             ///< vdim      -> kv_heads * value_dim
   Linear out_proj;           ///< num_heads * value_dim -> out_dim
-  RowVector<Scalar> bias_k;  ///< kv_heads * head_dim with add_bias_kv, else empty
+  RowVector<Scalar> bias_k;  ///< kv_heads * head_dim with add_bias_kv, else empty; never rotated
   RowVector<Scalar> bias_v;  ///< kv_heads * value_dim with add_bias_kv, else empty
 
   /// A layer whose sizes are all fixed at compile time.
@@ -79,6 +82,7 @@ class MultiHead {
   /// Parameters start like those of PyTorch's nn.MultiheadAttention (not with its random numbers):
   /// q, k, v weights Xavier-uniform, over all three together if key and value are embed_dim wide;
   /// output weights uniform within 1/sqrt(inputs) of 0; biases 0; bias_k and bias_v Xavier-normal.
+  /// Two layers differ, also if made alike, unless their configs have one seed.
   /// @throws std::invalid_argument if the sizes contradict each other
   explicit MultiHead(const MultiHeadConfig& config)
       : config_(detail::resolve(config, Heads, HeadDim)) {
@@ -90,7 +94,8 @@ class MultiHead {
     initialise();
   }
 
-  const MultiHeadConfig& config() const noexcept { return config_; }  ///< every size resolved
+  /// Every size resolved, and the seed that was drawn: MultiHead(config()) starts as this layer did.
+  const MultiHeadConfig& config() const noexcept { return config_; }
   Index embed_dim() const noexcept { return config_.embed_dim; }
   Index num_heads() const noexcept { return config_.num_heads; }
   Index kv_heads() const noexcept { return config_.kv_heads; }
@@ -158,10 +163,10 @@ class MultiHead {
   }
 
   /// The output of forward(), in each of its forms, written to memory of yours: any Eigen matrix,
-  /// block or map of query.rows() x out_dim. With options.workspace nothing is allocated after the
-  /// first call of a shape.
-  /// @throws std::invalid_argument if shapes disagree, or weights or lse are asked for; nothing has
-  ///         been written then
+  /// block or map of query.rows() x out_dim that shares no memory with query, key or value. With
+  /// options.workspace nothing is allocated after the first call of a shape.
+  /// @throws std::invalid_argument if shapes disagree, output overlaps an input, or weights or lse are
+  ///         asked for; nothing has been written then
   template <EigenInMemory O, EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
   void forward_into(O&& output, const Q& query, const K& key, const V& value,
                     const RuleType& rule = {}, const Options& options = {}) const {
@@ -195,7 +200,8 @@ class MultiHead {
 
   /// A forward pass that backward() can undo: forward() in its forms, whose arguments must lie in
   /// memory and live until then. Weights and lse are not returned.
-  /// @param pass  new, or used before: calls of the same sizes then work in its memory
+  /// @param pass  new, or used before: calls of the same sizes then work in its memory. No input may
+  ///              lie in its output
   /// Memory: q, k, v, the concatenated heads and lse, kept in the pass.
   template <EigenInMemory Q, EigenInMemory K, EigenInMemory V, class RuleType = All>
   void forward_training(TrainingPass<MultiHead>& pass, const Q& query, const K& key, const V& value,
@@ -220,11 +226,18 @@ class MultiHead {
 
   /// The gradients of the loss by parameters (added to `gradients`) and inputs (overwritten there),
   /// from grad_output = d loss / d output.
-  /// @param gradients    MultiHeadGradients of this layer: gradients(layer), set_zero()
-  /// @param pass         of forward_training() with the same rule and options, and parameters as they
-  ///                     were; its inputs as they were
+  /// @param gradients    MultiHeadGradients of this layer: gradients(layer), set_zero(). None of its
+  ///                     members may be an input of the pass, or grad_output
+  /// @param pass         of forward_training() of this layer, not of a copy (a layer that was moved is
+  ///                     still this one)
   /// @param grad_output  rows of query x out_dim
-  /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
+  /// @param rule, options  as in forward_training(). A rule counts as the same if its type is: one
+  ///                     that collects a gradient, bias(m, gradient), counts as bias(m). Executor and
+  ///                     workspace may differ
+  /// @throws std::invalid_argument if anything of that does not hold; nothing has been written then.
+  ///         What cannot be seen is up to you: that the numbers of rules, inputs and parameters are
+  ///         those of the forward pass, and the inputs' memory still there. If not, gradients are
+  ///         those of something else
   /// Cost: 2 to 2.5 times the forward pass.
   template <EigenInMemory G, class RuleType = All>
   void backward(MultiHeadGradients<MultiHead>& gradients, TrainingPass<MultiHead>& pass,
@@ -232,16 +245,12 @@ class MultiHead {
                 const Options& options = {}) const {
     static_assert(std::is_same_v<typename G::Scalar, Scalar>,
                   "mha: grad_output must have the layer's Scalar");
-    detail::require(
-        grad_output.rows() == pass.output.rows() && grad_output.cols() == pass.output.cols(),
-        "MultiHead::backward: grad_output must be ", pass.output.rows(), " x ", pass.output.cols(),
-        ", got ", grad_output.rows(), " x ", grad_output.cols());
-    detail::require(gradients.q_proj.weight.size() == q_proj.weight.size() &&
-                        gradients.out_proj.weight.size() == out_proj.weight.size(),
-                    "MultiHead::backward: the gradients must be those of this layer: "
-                    "MultiHeadGradients(layer)");
-    detail::LayerGradient<MultiHead>(*this).backward(gradients, pass, matrix_view(grad_output),
-                                                     detail::as_rules(rule), options);
+    constexpr const char* kWhere = "MultiHead::backward";
+    decltype(auto) rules = detail::as_rules(rule);
+    const View grad = matrix_view(grad_output);
+    const detail::LayerGradient<MultiHead> work(*this);
+    work.check(kWhere, gradients, pass, grad, rules, options);
+    work.backward(gradients, pass, grad, rules, options);
   }
 
   /// Every parameter by name, to be read or written: what an optimiser steps through, beside the
@@ -254,12 +263,16 @@ class MultiHead {
   /// Bytes of Workspace that a call of forward() or forward_into() needs. 0 for scalars that the
   /// kernels do not compute in: those calls allocate.
   /// @param query_rows, key_rows  of all sequences of the call
+  /// @throws std::invalid_argument if they do not fit the options
   [[nodiscard]] std::size_t workspace_bytes(Index query_rows, Index key_rows,
                                             const Options& options = {}) const {
+    constexpr const char* kWhere = "MultiHead::workspace_bytes";
+    detail::check_parameters(kWhere, *this);
+    const Batch batch = detail::cut_sequences(kWhere, query_rows, key_rows, options);
+    detail::check_total_size<Acc>(kWhere, config_, query_rows, key_rows, batch, false);
     if constexpr (!detail::has_kernels<Acc>) {
       return 0;
     } else {
-      const Batch batch = detail::cut_sequences(query_rows, key_rows, options);
       if (batch.count == 0) return 0;
       return Pass(*this).bytes(query_rows, key_rows, batch, options);
     }
@@ -304,7 +317,7 @@ class MultiHead {
 
   void initialise() {
     const MultiHeadConfig& c = config_;
-    detail::Random random(c.seed);
+    detail::Random random(*c.seed);
     const Index outputs[] = {q_proj.outputs(), k_proj.outputs(), v_proj.outputs()};
     const bool packed = c.kdim == c.embed_dim && c.vdim == c.embed_dim;
     const auto xavier = [&](Linear& linear, Index outs) {
@@ -324,66 +337,12 @@ class MultiHead {
     detail::fill_normal(bias_v, 1 / std::sqrt(static_cast<double>(bias_v.size())), random);
   }
 
-  /// The checks of a call; nothing has been computed when they throw.
-  template <class RuleSet>
-  Batch check(const View& query, const View& key, const View& value, const RuleSet& rules,
-              const Options& options) const {
-    const MultiHeadConfig& c = config_;
-    detail::require(query.cols == c.embed_dim, "MultiHead: query.cols() must equal embed_dim, got ",
-                    query.cols, " and ", c.embed_dim);
-    detail::require(key.cols == c.kdim, "MultiHead: key.cols() must equal kdim, got ", key.cols,
-                    " and ", c.kdim);
-    detail::require(value.cols == c.vdim, "MultiHead: value.cols() must equal vdim, got ",
-                    value.cols, " and ", c.vdim);
-    detail::require(value.rows == key.rows,
-                    "MultiHead: value.rows() must equal key.rows() (kv_len), got ", value.rows,
-                    " and ", key.rows);
-    check_parameters();
-    const Batch batch = detail::cut_sequences(query.rows, key.rows, options);
-    detail::require(c.rotary || (options.positions.empty() && options.kv_positions.empty()),
-                    "MultiHead: positions are for a layer with rotary");
-    detail::require(options.positions.size() <= 1 || options.positions.size() == query.rows,
-                    "MultiHead: positions must be one per row of query, got ",
-                    options.positions.size(), " and ", query.rows);
-    detail::require(options.kv_positions.size() <= 1 || options.kv_positions.size() == key.rows,
-                    "MultiHead: kv_positions must be one per row of key, got ",
-                    options.kv_positions.size(), " and ", key.rows);
-    detail::require(
-        !options.kv_positions.empty() || options.positions.empty() || query.rows == key.rows,
-        "MultiHead: kv_positions must be given beside positions, since key.rows() is "
-        "not query.rows(): ",
-        key.rows, " and ", query.rows);
-    rules.check(
-        {"MultiHead", batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
-    return batch;
-  }
-
-  /// The parameters are public: they may have been replaced by some of another shape.
-  void check_parameters() const {
-    const MultiHeadConfig& c = config_;
-    const auto check_one = [](const char* name, const Linear& linear, Index inputs, Index outputs) {
-      detail::require(linear.weight.rows() == inputs && linear.weight.cols() == outputs,
-                      "MultiHead: ", name, ".weight must be ", inputs, " x ", outputs, ", got ",
-                      linear.weight.rows(), " x ", linear.weight.cols());
-      detail::require(linear.bias.size() == 0 || linear.bias.size() == outputs, "MultiHead: ", name,
-                      ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
-    };
-    check_one("q_proj", q_proj, c.embed_dim, c.num_heads * c.head_dim);
-    check_one("k_proj", k_proj, c.kdim, c.kv_heads * c.head_dim);
-    check_one("v_proj", v_proj, c.vdim, c.kv_heads * c.value_dim);
-    check_one("out_proj", out_proj, c.num_heads * c.value_dim, c.out_dim);
-    const Index k_size = c.add_bias_kv ? c.kv_heads * c.head_dim : 0;
-    const Index v_size = c.add_bias_kv ? c.kv_heads * c.value_dim : 0;
-    detail::require(bias_k.size() == k_size && bias_v.size() == v_size,
-                    "MultiHead: bias_k and bias_v must have ", k_size, " and ", v_size,
-                    " entries, got ", bias_k.size(), " and ", bias_v.size());
-  }
-
   template <class RuleSet>
   Result forward_views(const View& query, const View& key, const View& value, const RuleSet& rules,
                        const Options& options) const {
     const MultiHeadConfig& c = config_;
-    const Batch batch = check(query, key, value, rules, options);
+    const Batch batch =
+        detail::check_call("MultiHead::forward", *this, query, key, value, rules, options);
     Result result;
     result.output.resize(query.rows, c.out_dim);
     if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
@@ -402,13 +361,10 @@ class MultiHead {
   template <class RuleSet>
   void forward_views_into(const MatrixView<Scalar>& output, const View& query, const View& key,
                           const View& value, const RuleSet& rules, const Options& options) const {
-    const Batch batch = check(query, key, value, rules, options);
-    detail::require(output.rows == query.rows && output.cols == config_.out_dim,
-                    "MultiHead: output must be ", query.rows, " x ", config_.out_dim, ", got ",
-                    output.rows, " x ", output.cols);
-    detail::require(!options.need_weights && !options.average_weights && !options.need_lse,
-                    "MultiHead: forward_into returns the output alone; weights and lse come from "
-                    "forward");
+    constexpr const char* kWhere = "MultiHead::forward_into";
+    const Batch batch = detail::check_call(kWhere, *this, query, key, value, rules, options);
+    detail::check_output(kWhere, *this, output, query, key, value);
+    detail::check_output_alone(kWhere, options);
     Tensor<Acc> no_weights;
     Pass(*this).compute(query, key, value, rules, options, batch, output, {}, no_weights);
   }
@@ -417,10 +373,12 @@ class MultiHead {
   void forward_training_views(TrainingPass<MultiHead>& pass, const View& query, const View& key,
                               const View& value, const RuleSet& rules,
                               const Options& options) const {
-    const Batch batch = check(query, key, value, rules, options);
-    detail::require(!options.need_weights && !options.average_weights && !options.need_lse,
-                    "MultiHead: forward_training returns the output alone");
-    detail::LayerGradient<MultiHead>(*this).forward(pass, query, key, value, rules, options, batch);
+    constexpr const char* kWhere = "MultiHead::forward_training";
+    const Batch batch = detail::check_call(kWhere, *this, query, key, value, rules, options);
+    detail::check_output_alone(kWhere, options);
+    const detail::LayerGradient<MultiHead> work(*this);
+    work.check_inputs(kWhere, pass, query, key, value);
+    work.forward(pass, query, key, value, rules, options, batch);
   }
 
   static Tensor<Acc> averaged(const Tensor<Acc>& weights) {
@@ -432,7 +390,9 @@ class MultiHead {
     return mean;
   }
 
+  friend class detail::LayerGradient<MultiHead>;
   MultiHeadConfig config_;
+  detail::ObjectId id_;
 };
 
 }  // namespace mha

@@ -205,8 +205,28 @@ class Rules final : public Rule {
     });
   }
 
+  /// Some rule may say where the queries stand among the keys.
+  static constexpr bool kPlacesQueries =
+      ((detail::HasOffset<Parts> || detail::HasPlace<Parts>) || ...);
+
+  /// The call has said the past_len that stands in the extent: no rule may place the queries of
+  /// sequence b elsewhere.
+  void check_place(const char* where, const Extent& said, Index b) const {
+    each([&](const auto& part) {
+      using Part = std::remove_cvref_t<decltype(part)>;
+      Extent extent = said;
+      if constexpr (detail::HasPlace<Part>) part.place(extent, b, 0);
+      Index own = extent.past_len;
+      if constexpr (detail::HasOffset<Part>) own = part.offset(extent, b);
+      detail::require(own == said.past_len, where,
+                      ": past_len and a rule must place the queries alike, got past_len ",
+                      said.past_len, " and offset ", own, " for sequence ", b);
+    });
+  }
+
   /// The extent for head h of sequence b, its queries placed among the keys: by the rules that
-  /// align them (causal in its forms; of several, the tightest), else after the cached keys.
+  /// align them (causal in its forms; of several, the tightest: the smallest offset), else after the
+  /// cached keys.
   Extent placed(Extent extent, Index b, Index h) const {
     each([&](const auto& part) {
       if constexpr (detail::HasPlace<std::remove_cvref_t<decltype(part)>>) {
@@ -401,6 +421,32 @@ decltype(auto) as_rules(R&& rule) {
   } else {
     return Rules<Plain>(std::tuple<Plain>(std::forward<R>(rule)));
   }
+}
+
+/// What a rule's type counts as where two calls must have the same: without const and references, and
+/// without the collecting of a gradient, which rules name by a member type `Plain`.
+template <class R>
+struct PlainRule {
+  using type = R;
+};
+template <class R>
+requires requires { typename R::Plain; }
+struct PlainRule<R> {
+  using type = typename R::Plain;
+};
+template <class... Parts>
+struct PlainRule<Rules<Parts...>> {
+  using type = Rules<typename PlainRule<std::remove_cvref_t<Parts>>::type...>;
+};
+
+/// Its address stands for T. Not const: those of equal value may be merged into one.
+template <class T>
+inline char type_tag = 0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
+
+/// The same for rules of the same plain type, within one program or shared library.
+template <class RuleSet>
+const void* rule_identity() {
+  return &type_tag<typename PlainRule<std::remove_cvref_t<RuleSet>>::type>;
 }
 
 template <class R>

@@ -155,6 +155,7 @@ PerHead<typename G::Scalar> per_head(const char* rule, G& gradient, Index size) 
 template <class T, class G>
 class LearnedBias : public Bias<T> {
  public:
+  using Plain = Bias<T>;
   static constexpr bool kAdditiveScore = false;
   static constexpr bool kHasScoreGradient = true;
   static constexpr bool kCollectsGradient = true;
@@ -308,6 +309,7 @@ template <class T>
 template <class T, class G>
 class LearnedAlibi : public Alibi<T> {
  public:
+  using Plain = Alibi<T>;
   static constexpr bool kAdditiveScore = false;
   static constexpr bool kHasScoreGradient = true;
   static constexpr bool kCollectsGradient = true;
@@ -420,6 +422,7 @@ template <class F>
 template <class F, class DF>
 class DifferentiableScoreFunction : public ScoreFunction<F> {
  public:
+  using Plain = ScoreFunction<F>;
   DifferentiableScoreFunction(F f, DF df) : ScoreFunction<F>(std::move(f)), df_(std::move(df)) {}
   template <class Scalar>
   Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
@@ -479,6 +482,7 @@ template <class T>
 template <class T, class G>
 class LearnedSinks : public Sinks<T> {
  public:
+  using Plain = Sinks<T>;
   static constexpr bool kCollectsGradient = true;
 
   LearnedSinks(Vector<T> logits, const detail::PerHead<G>& gradient)

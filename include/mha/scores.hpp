@@ -22,7 +22,8 @@ enum class ScoreStage {
 /// Cost: 2 batch num_heads query_len kv_len head_dim flops, in plain loops.
 template <TensorLike Q, TensorLike K, class RuleType = All>
 [[nodiscard]] auto attention_scores(const Q& query, const K& key, const RuleType& rule = {},
-                                    ScoreStage stage = ScoreStage::modified, Index past_len = 0) {
+                                    ScoreStage stage = ScoreStage::modified,
+                                    const IndexList& past_len = {}) {
   using Scalar = detail::element_t<const Q>;
   using Acc = accumulator_t<Scalar>;
   using std::tanh;
@@ -41,8 +42,8 @@ template <TensorLike Q, TensorLike K, class RuleType = All>
   const Acc softcap = rules.template softcap<Acc>();
   Tensor<Acc> scores({call.batch, call.num_heads, call.query_len, call.kv_len});
   const Index group_size = call.num_heads == 0 ? 1 : call.num_heads / k.size(1);
-  const Extent sizes{call.num_heads, call.query_len, call.kv_len, past_len};
   for (Index b = 0; b < call.batch; ++b) {
+    const Extent sizes{call.num_heads, call.query_len, call.kv_len, past_len[b]};
     for (Index h = 0; h < call.num_heads; ++h) {
       const Extent extent = rules.placed(sizes, b, h);
       for (Index i = 0; i < call.query_len; ++i) {

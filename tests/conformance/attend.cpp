@@ -6,6 +6,12 @@
 namespace mha::conformance {
 namespace {
 
+/// What the call's options say of the place of queries, unless its rule says it.
+template <class Scalar>
+IndexList past_of(const AttentionCall<Scalar>& call) {
+  return call.offsets.empty() ? IndexList(call.past_len) : IndexList();
+}
+
 template <class Scalar>
 Causal causal_of(const AttentionCall<Scalar>& call) {
   return call.offsets.empty() ? causal() : causal_offset(call.offsets);
@@ -74,19 +80,19 @@ void backward_by(const AttentionCall<Scalar>& call, const RuleType& rule,
                  const TensorView<const Scalar>& grad_output,
                  const AttentionGradientOutputs<Scalar>& gradients) {
   const auto forward = attention_forward(call.query, call.key, call.value, rule,
-                                         {.past_len = call.past_len, .need_lse = true});
+                                         {.past_len = past_of(call), .need_lse = true});
   Tensor<Scalar> output = forward.output;
   Tensor<accumulator_t<Scalar>> lse = forward.lse;
   attention_backward_into(gradients, grad_output, call.query, call.key, call.value,
                           AttentionOutputs<Scalar>{.output = output.view(), .lse = lse.view()},
-                          rule, {.past_len = call.past_len});
+                          rule, {.past_len = past_of(call)});
 }
 
 }  // namespace
 
 template <class Scalar>
 void attend(const AttentionCall<Scalar>& call, const AttentionOutputs<Scalar>& outputs) {
-  const AttentionOptions options{.past_len = call.past_len};
+  const AttentionOptions options{.past_len = past_of(call)};
   with_general_rule(call, [&](const auto& rule) {
     attention_into(outputs, call.query, call.key, call.value, rule, options);
   });
@@ -96,7 +102,7 @@ template <class Scalar>
 std::string attend_short(const AttentionCall<Scalar>& call,
                          const AttentionOutputs<Scalar>& outputs) {
   return with_short_rule(call, [&](const auto& rule) {
-    attention_into(outputs, call.query, call.key, call.value, rule, {.past_len = call.past_len});
+    attention_into(outputs, call.query, call.key, call.value, rule, {.past_len = past_of(call)});
   });
 }
 
@@ -118,7 +124,7 @@ template <class Scalar>
 Array<Scalar> scores(const AttentionCall<Scalar>& call, ScoreStage stage) {
   Array<Scalar> result;
   with_general_rule(call, [&](const auto& rule) {
-    result = rounded<Scalar>(attention_scores(call.query, call.key, rule, stage, call.past_len));
+    result = rounded<Scalar>(attention_scores(call.query, call.key, rule, stage, past_of(call)));
   });
   return result;
 }

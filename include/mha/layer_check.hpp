@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+//
+// What a call of the layer must satisfy. Everything is checked here before anything is written, in
+// release builds too; each sentence names the function that was called and the numbers.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <numeric>
+#include <utility>
+
+#include "mha/multi_head_config.hpp"
+#include "mha/overlap.hpp"
+#include "mha/projection.hpp"
+#include "mha/sequences.hpp"
+
+namespace mha::detail {
+
+/// A number that no other object has: a copy draws its own, what is moved keeps it.
+class ObjectId {
+ public:
+  ObjectId() noexcept : value_(next()) {}
+  ObjectId(const ObjectId&) noexcept : value_(next()) {}
+  ObjectId(ObjectId&& other) noexcept : value_(std::exchange(other.value_, next())) {}
+  ObjectId& operator=(const ObjectId& other) noexcept {
+    if (this != &other) value_ = next();
+    return *this;
+  }
+  ObjectId& operator=(ObjectId&& other) noexcept {
+    if (this != &other) value_ = std::exchange(other.value_, next());
+    return *this;
+  }
+  ~ObjectId() = default;
+  std::uint64_t value() const noexcept { return value_; }  ///< never 0
+
+ private:
+  static std::uint64_t next() noexcept {
+    static std::atomic<std::uint64_t> last{0};
+    return last.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+  std::uint64_t value_;
+};
+
+/// How a pass was made: what its backward() must be called with.
+struct PassOrigin {
+  std::uint64_t layer = 0;     ///< the ObjectId; 0 = the pass has not been run
+  const void* rule = nullptr;  ///< rule_identity()
+  std::array<Index, 4> biases{};
+  IndexList sequences{}, kv_sequences{}, past_len{}, positions{}, kv_positions{};
+
+  PassOrigin() = default;
+  /// What has been moved from has not been run.
+  PassOrigin(PassOrigin&& other) noexcept { *this = std::move(other); }
+  PassOrigin& operator=(PassOrigin&& other) noexcept {
+    if (this == &other) return *this;
+    layer = std::exchange(other.layer, 0);
+    rule = other.rule;
+    biases = other.biases;
+    sequences = std::move(other.sequences);
+    kv_sequences = std::move(other.kv_sequences);
+    past_len = std::move(other.past_len);
+    positions = std::move(other.positions);
+    kv_positions = std::move(other.kv_positions);
+    return *this;
+  }
+  ~PassOrigin() = default;
+
+  template <class Layer>
+  static std::array<Index, 4> biases_of(const Layer& layer) {
+    return {layer.q_proj.bias.size(), layer.k_proj.bias.size(), layer.v_proj.bias.size(),
+            layer.out_proj.bias.size()};
+  }
+  template <class Layer>
+  void record(const Layer& of, const void* rule_of_call, const MultiHeadOptions& options) {
+    rule = rule_of_call;
+    biases = biases_of(of);
+    sequences = options.sequences;
+    kv_sequences = options.kv_sequences;
+    past_len = options.past_len;
+    positions = options.positions;
+    kv_positions = options.kv_positions;
+  }
+};
+
+/// Do two elements of the view share an address? i * row_stride + j * col_stride is 0 for some
+/// |i| < rows and |j| < cols that are not both 0: if at all, then for the smallest such pair.
+template <class T>
+bool elements_coincide(const MatrixView<T>& m) {
+  if (m.rows == 0 || m.cols == 0 || (m.col_stride == 1 && m.row_stride >= m.cols)) return false;
+  if (m.row_stride == 0) return m.rows > 1 || (m.col_stride == 0 && m.cols > 1);
+  if (m.col_stride == 0) return m.cols > 1;
+  const Index common = std::gcd(m.row_stride, m.col_stride);
+  const auto magnitude = [](Index n) { return n < 0 ? -n : n; };
+  return magnitude(m.col_stride / common) < m.rows && magnitude(m.row_stride / common) < m.cols;
+}
+
+template <class T>
+void check_memory(const char* where, const char* name, const MatrixView<T>& m) {
+  require(m.data != nullptr || m.rows == 0 || m.cols == 0, where, ": ", name,
+          ".data() must not be null, got ", m.rows, " x ", m.cols, " at null");
+}
+
+template <class A, class B>
+void check_apart(const char* where, const char* name, const MatrixView<A>& written,
+                 const char* input_name, const MatrixView<B>& input) {
+  require(!overlaps(written, input), where, ": ", name, " must not overlap ", input_name, ", got ",
+          written.rows, " x ", written.cols, " and ", input.rows, " x ", input.cols,
+          " in shared memory");
+}
+
+/// A weight or bias as rows of memory, whatever Eigen says of its strides.
+template <class M>
+auto memory_of(M& m) {
+  return MatrixView<std::remove_pointer_t<decltype(m.data())>>{m.data(), 1, m.size(), m.size(), 1};
+}
+
+/// The parameters are public: they may have been replaced by some of another shape.
+template <class Layer>
+void check_parameters(const char* where, const Layer& layer) {
+  const MultiHeadConfig& c = layer.config();
+  const auto check_one = [where](const char* name, const typename Layer::Linear& linear,
+                                 Index inputs, Index outputs) {
+    require(linear.weight.rows() == inputs && linear.weight.cols() == outputs, where, ": ", name,
+            ".weight must be ", inputs, " x ", outputs, ", got ", linear.weight.rows(), " x ",
+            linear.weight.cols());
+    require(linear.bias.size() == 0 || linear.bias.size() == outputs, where, ": ", name,
+            ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
+  };
+  check_one("q_proj", layer.q_proj, c.embed_dim, c.num_heads * c.head_dim);
+  check_one("k_proj", layer.k_proj, c.kdim, c.kv_heads * c.head_dim);
+  check_one("v_proj", layer.v_proj, c.vdim, c.kv_heads * c.value_dim);
+  check_one("out_proj", layer.out_proj, c.num_heads * c.value_dim, c.out_dim);
+  const Index k_size = c.add_bias_kv ? c.kv_heads * c.head_dim : 0;
+  const Index v_size = c.add_bias_kv ? c.kv_heads * c.value_dim : 0;
+  require(layer.bias_k.size() == k_size && layer.bias_v.size() == v_size, where,
+          ": bias_k and bias_v must have ", k_size, " and ", v_size, " entries, got ",
+          layer.bias_k.size(), " and ", layer.bias_v.size());
+}
+
+/// Everything of a call lies in memory whose bytes can be counted.
+template <class Acc>
+void check_total_size(const char* where, const MultiHeadConfig& c, Index query_rows, Index key_rows,
+                      const SequenceBatch& batch, bool with_weights) {
+  constexpr double kMost = 0x1p60;  // bytes
+  const auto number = [](Index n) { return static_cast<double>(n); };
+  const double query_width = number(c.num_heads * (c.head_dim + c.value_dim + 1) + c.out_dim);
+  const double key_width = number(c.kv_heads * (c.head_dim + c.value_dim));
+  const double entries =
+      number(query_rows) * query_width + number(key_rows + batch.count) * key_width;
+  require(entries * sizeof(Acc) <= kMost, where,
+          ": what is projected from the rows must fit 2^60 bytes, got ", query_rows,
+          " query rows and ", key_rows, " key rows for num_heads ", c.num_heads, ", kv_heads ",
+          c.kv_heads, ", head_dim ", c.head_dim, " and value_dim ", c.value_dim);
+  if (!with_weights) return;
+  const double weights = number(batch.count) * number(c.num_heads) * number(batch.query_len) *
+                         number(batch.kv_len + 2);
+  require(weights * sizeof(Acc) <= kMost, where, ": the weights must fit 2^60 bytes, got ",
+          batch.count, " sequences, ", c.num_heads, " heads, ", batch.query_len, " queries and ",
+          batch.kv_len, " keys");
+}
+
+/// Positions are for rotary, and as many as the rows.
+inline void check_call_positions(const char* where, const MultiHeadConfig& c, Index query_rows,
+                                 Index key_rows, const MultiHeadOptions& options) {
+  const IndexList& positions = options.positions;
+  const IndexList& kv_positions = options.kv_positions;
+  require(c.rotary || (positions.empty() && kv_positions.empty()), where,
+          ": positions are for a layer with rotary, got ", positions.size(), " positions and ",
+          kv_positions.size(), " kv_positions");
+  require(positions.size() <= 1 || positions.size() == query_rows, where,
+          ": positions must be one number, or one per row of query, got ", positions.size(),
+          " and ", query_rows);
+  require(kv_positions.size() <= 1 || kv_positions.size() == key_rows, where,
+          ": kv_positions must be one number, or one per row of key, got ", kv_positions.size(),
+          " and ", key_rows);
+  require(!kv_positions.empty() || positions.size() <= 1 || query_rows == key_rows, where,
+          ": kv_positions must be given beside positions, since key.rows() is not query.rows(): ",
+          key_rows, " and ", query_rows);
+}
+
+/// A rule and the options place the queries alike.
+template <class RuleSet>
+void check_places(const char* where, const MultiHeadConfig& c, const RuleSet& rules,
+                  const SequenceBatch& batch, const MultiHeadOptions& options) {
+  const bool keys_follow = c.rotary && !options.positions.empty() && options.kv_positions.empty();
+  const bool said = RuleSet::kPlacesQueries && !options.past_len.empty();
+  if (!keys_follow && !said) return;
+  for (Index b = 0; b < batch.count; ++b) {
+    const Extent extent{c.num_heads, batch.query_len_of(options, b), batch.kv_len_of(options, b),
+                        options.past_len[b]};
+    if (said) rules.check_place(where, extent, b);
+    if (!keys_follow) continue;
+    const Index place = rules.placed(extent, b, 0).offset;
+    require(place == 0, where,
+            ": kv_positions must be given beside positions where queries do not stand at the first "
+            "key, got offset ",
+            place, " for sequence ", b);
+  }
+}
+
+/// The checks of a call's inputs, rule and options.
+template <class Layer, class RuleSet, class View>
+SequenceBatch check_call(const char* where, const Layer& layer, const View& query, const View& key,
+                         const View& value, const RuleSet& rules, const MultiHeadOptions& options) {
+  const MultiHeadConfig& c = layer.config();
+  require(query.cols == c.embed_dim, where, ": query.cols() must equal embed_dim, got ", query.cols,
+          " and ", c.embed_dim);
+  require(key.cols == c.kdim, where, ": key.cols() must equal kdim, got ", key.cols, " and ",
+          c.kdim);
+  require(value.cols == c.vdim, where, ": value.cols() must equal vdim, got ", value.cols, " and ",
+          c.vdim);
+  require(value.rows == key.rows, where, ": value.rows() must equal key.rows() (kv_len), got ",
+          value.rows, " and ", key.rows);
+  check_memory(where, "query", query);
+  check_memory(where, "key", key);
+  check_memory(where, "value", value);
+  check_parameters(where, layer);
+  const SequenceBatch batch = cut_sequences(where, query.rows, key.rows, options);
+  check_total_size<typename Layer::Acc>(where, c, query.rows, key.rows, batch,
+                                        options.need_weights || options.average_weights);
+  check_call_positions(where, c, query.rows, key.rows, options);
+  rules.check({where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
+  check_places(where, c, rules, batch, options);
+  return batch;
+}
+
+/// An output of yours: its shape, its memory, and that no input lies there.
+template <class Layer, class View>
+void check_output(const char* where, const Layer& layer,
+                  const MatrixView<typename Layer::Scalar>& output, const View& query,
+                  const View& key, const View& value) {
+  const Index out_dim = layer.config().out_dim;
+  require(output.rows == query.rows && output.cols == out_dim, where, ": output must be ",
+          query.rows, " x ", out_dim, ", got ", output.rows, " x ", output.cols);
+  check_memory(where, "output", output);
+  require(!elements_coincide(output), where,
+          ": the entries of output must not share memory, got strides ", output.row_stride, " and ",
+          output.col_stride, " for ", output.rows, " x ", output.cols);
+  check_apart(where, "output", output, "query", query);
+  check_apart(where, "output", output, "key", key);
+  check_apart(where, "output", output, "value", value);
+}
+
+inline void check_output_alone(const char* where, const MultiHeadOptions& options) {
+  require(!options.need_weights && !options.average_weights && !options.need_lse, where,
+          ": weights and lse come from MultiHead::forward, got need_weights ",
+          int{options.need_weights}, ", average_weights ", int{options.average_weights},
+          " and need_lse ", int{options.need_lse});
+}
+
+/// A list of the backward pass's options, which must be that of the forward pass.
+inline void check_same_list(const char* where, const char* name, const IndexList& now,
+                            const IndexList& then) {
+  require(now.size() == then.size(), where, ": ", name, " must be that of forward_training(), got ",
+          now.size(), " entries and ", then.size());
+  for (Index k = 0; k < now.size(); ++k) {
+    require(now[k] == then[k], where, ": ", name, " must be that of forward_training(), got ",
+            now[k], " and ", then[k], " in entry ", k);
+  }
+}
+
+inline void check_same_options(const char* where, const MultiHeadOptions& options,
+                               const SequenceBatch& now, const SequenceBatch& then,
+                               const PassOrigin& origin) {
+  check_same_list(where, "sequences", options.sequences, origin.sequences);
+  check_same_list(where, "kv_sequences", options.kv_sequences, origin.kv_sequences);
+  require(now.count == then.count, where, ": batch must be that of forward_training(), got ",
+          now.count, " and ", then.count);
+  for (Index b = 0; b < now.count; ++b) {
+    require(options.past_len[b] == origin.past_len[b], where,
+            ": past_len must be that of forward_training(), got ", options.past_len[b], " and ",
+            origin.past_len[b], " for sequence ", b);
+    if (options.past_len.size() <= 1 && origin.past_len.size() <= 1) break;  // one for all
+  }
+  check_same_list(where, "positions", options.positions, origin.positions);
+  check_same_list(where, "kv_positions", options.kv_positions, origin.kv_positions);
+}
+
+/// Gradients of the shapes of this layer's parameters.
+template <class Layer, class Gradients>
+void check_gradients(const char* where, const Layer& layer, const Gradients& gradients) {
+  const auto check_one = [where](const char* name, const auto& gradient, const auto& linear) {
+    require(gradient.weight.rows() == linear.weight.rows() &&
+                gradient.weight.cols() == linear.weight.cols(),
+            where, ": gradients.", name, ".weight must be ", linear.weight.rows(), " x ",
+            linear.weight.cols(), ", got ", gradient.weight.rows(), " x ", gradient.weight.cols());
+    require(gradient.bias.size() == linear.bias.size(), where, ": gradients.", name,
+            ".bias must have ", linear.bias.size(), " entries, got ", gradient.bias.size());
+  };
+  check_one("q_proj", gradients.q_proj, layer.q_proj);
+  check_one("k_proj", gradients.k_proj, layer.k_proj);
+  check_one("v_proj", gradients.v_proj, layer.v_proj);
+  check_one("out_proj", gradients.out_proj, layer.out_proj);
+  require(gradients.bias_k.size() == layer.bias_k.size() &&
+              gradients.bias_v.size() == layer.bias_v.size(),
+          where, ": gradients.bias_k and bias_v must have ", layer.bias_k.size(), " and ",
+          layer.bias_v.size(), " entries, got ", gradients.bias_k.size(), " and ",
+          gradients.bias_v.size());
+}
+
+}  // namespace mha::detail
