@@ -29,7 +29,7 @@ Eigen::MatrixXf tokens(mha::Index count, float seed) {
 }
 
 int main() {
-  const mha::MultiHead<float, 2> attention(8);
+  const mha::MultiHead<float, 2> attention({.embed_dim = 8, .seed = 0});
   const Eigen::MatrixXf queries = tokens(6, 1.0F);   // 2 sequences of 3
   const Eigen::MatrixXf context = tokens(10, 1.7F);  // 2 sequences of 5
 

@@ -21,7 +21,7 @@ using Number = Eigen::AutoDiffScalar<Eigen::VectorXd>;  // a value and its deriv
 
 template <class Scalar>
 Scalar output(const mha::Matrix<Scalar>& x) {
-  const mha::MultiHead<Scalar, 2> attention(4);
+  const mha::MultiHead<Scalar, 2> attention({.embed_dim = 4, .seed = 0});  // one layer in each type
   return attention(x, mha::causal())(2, 0);
 }
 
