@@ -295,7 +295,9 @@ std::vector<LayerCall> layer_calls(bool rotary) {
       {"sequences and kv_sequences",
        {.sequences = {1, 70, 0, 40, 9}, .kv_sequences = {60, 20, 10, 10, 20}}},
       {"many sequences", {.sequences = std::vector<Index>(120, 1)}},
-      {"past_len", {.sequences = {10, 70, 40}, .kv_sequences = {30, 60, 30}, .past_len = 20}}};
+      {"past_len", {.sequences = {10, 70, 40}, .kv_sequences = {30, 60, 30}, .past_len = 20}},
+      {"past_len per sequence",
+       {.sequences = {10, 70, 40}, .kv_sequences = {30, 60, 30}, .past_len = {20, 0, 5}}}};
   if (rotary) {
     calls.push_back({"a first position", {.batch = 4, .positions = 5}});
     calls.push_back({"positions", {.sequences = {1, 70, 0, 40, 9}, .positions = positions}});

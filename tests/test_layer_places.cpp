@@ -19,6 +19,7 @@ using mha::Rotary;
 using mha::RotaryPairs;
 using mha::test::HasBitsOf;
 using mha::test::IsClose;
+using mha::test::layer_tolerance;
 using mha::test::message_of;
 using mha::test::random_matrix;
 using mha::test::Tokens;
