@@ -42,8 +42,8 @@ class Random {
 inline std::uint64_t drawn_seed() {
   static std::atomic<std::uint64_t> layers{0};
   constexpr std::uint64_t kFirst = 0x6D68612E68707021u;
-  return Random(kFirst + layers.fetch_add(1, std::memory_order_relaxed)).bits() |
-         std::uint64_t{1} << 63;
+  return Random(kFirst + layers.fetch_add(1, std::memory_order_relaxed)).bits() | std::uint64_t{1}
+                                                                                      << 63;
 }
 
 template <class Derived>

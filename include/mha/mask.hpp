@@ -187,6 +187,8 @@ class Causal : public Rule {
 
 /// A query sees no later key: j <= i + past_len, where past_len is the number of cached keys of the
 /// call (past_len in its options), else 0. Upper-left aligned, as in PyTorch, ONNX and JAX.
+/// Of several causal rules in one the tightest, that of the smallest offset, decides, and places the
+/// queries.
 inline Causal causal() { return {Causal::Align::upper_left, {}}; }
 
 /// The last query sees the last key: j <= i + kv_len - query_len, as in FlashAttention since 2.1.

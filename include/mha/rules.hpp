@@ -21,6 +21,8 @@
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call
+//   using Plain = ...;                           what its type counts as where a backward pass must
+//                                                have its forward pass's rule; itself if not given
 // Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
 // out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
 #pragma once

@@ -17,7 +17,7 @@ enum class ScoreStage {
 };
 
 /// scale * query * key^T, softcap, modifiers and masks, as far as `stage` says.
-/// Parameters and errors are those of attention().
+/// Parameters and errors are those of attention(), past_len that of its options.
 /// @return [batch, num_heads, query_len, kv_len], in the accumulator's type
 /// Cost: 2 batch num_heads query_len kv_len head_dim flops, in plain loops.
 template <TensorLike Q, TensorLike K, class RuleType = All>
