@@ -77,14 +77,18 @@ TEST_CASE("a lower-right causal mask with more queries than keys hides all from 
 }
 
 TEST_CASE("a lower-right causal mask does not ask for the length of the cache", "[mask][causal]") {
-  CHECK(picture(mha::causal_lower_right(), 2, 5, 1) == "xxxx. xxxxx");
+  CHECK(picture(mha::causal_lower_right(), 2, 5, 3) == "xxxx. xxxxx");
+  CHECK_THROWS_WITH(picture(mha::causal_lower_right(), 2, 5, 1),
+                    ContainsSubstring("got past_len 1 and offset 3"));
 }
 
 TEST_CASE("causal_offset says at which key query row 0 stands", "[mask][causal]") {
   CHECK(picture(mha::causal_offset(1), 3, 4) == "xx.. xxx. xxxx");
   CHECK(picture(mha::causal_offset(0), 3, 4) == picture(mha::causal(), 3, 4));
   CHECK(picture(mha::causal_offset(-2), 4, 2) == ".. .. x. xx");
-  CHECK(picture(mha::causal_offset(1), 2, 4, 3) == "xx.. xxx.");  // given: the cache adds nothing
+  CHECK(picture(mha::causal_offset(1), 2, 4, 1) == "xx.. xxx.");  // said twice: nothing is added
+  CHECK_THROWS_WITH(picture(mha::causal_offset(1), 2, 4, 3),
+                    ContainsSubstring("got past_len 3 and offset 1"));
 }
 
 TEST_CASE("a causal offset beyond all keys allows all of them, far before them none",
@@ -162,7 +166,9 @@ TEST_CASE("query_offset says where a window's queries stand and hides nothing by
   CHECK(picture(mha::query_offset(2), 2, 4) == "xxxx xxxx");
   CHECK(picture(mha::query_offset(2) & mha::window(1, 0), 2, 4) == ".xx. ..xx");
   CHECK(picture(mha::window(0, 1) & mha::query_offset(-1), 3, 4) == "x... xx.. .xx.");
-  CHECK(picture(mha::window(0, 0) & mha::query_offset(1), 2, 4, 2) == ".x.. ..x.");
+  CHECK(picture(mha::window(0, 0) & mha::query_offset(1), 2, 4, 1) == ".x.. ..x.");
+  CHECK_THROWS_WITH(picture(mha::window(0, 0) & mha::query_offset(1), 2, 4, 2),
+                    ContainsSubstring("got past_len 2 and offset 1"));
   const auto rule = mha::window(1, 0) & mha::query_offset({0, 2});
   const PictureSizes sizes{2, 4, 0, 2, 1};
   CHECK(picture(rule, sizes, 0) == "x... xx..");

@@ -255,7 +255,7 @@ TEST_CASE("no two weights of a layer start with the same numbers", "[projection]
 TEST_CASE("the first parameters of seed 0 are those of SplitMix64", "[projection][init]") {
   // SplitMix64 from 0 gives 0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4 (as published with xoshiro);
   // a weight is bound * (2 bits / 2^64 - 1), here with bound sqrt(6 / (2 + 6)).
-  const MultiHead<double, 1> layer(2);
+  const MultiHead<double, 1> layer({.embed_dim = 2, .seed = 0});
   const double bound = std::sqrt(6.0 / 8);
   const double first = 0xE220A8397B1DCDAFp0;
   const double second = 0x6E789E6AA1B965F4p0;

@@ -298,7 +298,7 @@ TEST_CASE("autodiff scalars without derivatives are plain numbers", "[scalars][a
 
 TEST_CASE("a layer of dual numbers starts with the parameters of a layer of double", "[scalars]") {
   const MultiHead<Dual, 2> duals(4);
-  const MultiHead<double, 2> doubles(4);
+  const MultiHead<double, 2> doubles(duals.config());
   for (Index i = 0; i < 4; ++i) {
     for (Index j = 0; j < 4; ++j) {
       CHECK(duals.k_proj.weight(i, j).real == doubles.k_proj.weight(i, j));

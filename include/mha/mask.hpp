@@ -211,8 +211,9 @@ class QueryOffset : public Rule {
   IndexList n_;
 };
 
-/// Query row 0 stands at key position n: what causal() and window() go by, in place of the call's
-/// past_len. Masks nothing by itself. One n, or one per sequence.
+/// Query row 0 stands at key position n: what causal() and window() go by. As past_len in the options
+/// would say; a call that says both must say the same. Masks nothing by itself. One n, or one per
+/// sequence.
 inline QueryOffset query_offset(IndexList n) { return QueryOffset(std::move(n)); }
 
 /// p - left <= j <= p + right, where p = i + offset is the query's position: the offset of the

@@ -15,7 +15,7 @@ namespace mha::test {
 struct PictureSizes {
   Index query_len = 1;
   Index kv_len = 1;
-  Index past_len = 0;
+  Index past_len = 0;  ///< 0: the call says nothing of it
   Index batch = 1;
   Index num_heads = 1;
 };
@@ -28,10 +28,10 @@ std::string picture(const RuleType& rule, const PictureSizes& sizes, Index b = 0
   const Tensor<float> key({sizes.batch, 1, sizes.kv_len, 1});
   Tensor<float> value({sizes.batch, 1, sizes.kv_len, 1});
   for (Index j = 0; j < sizes.kv_len; ++j) value(b, 0, j, 0) = 1;
-  const auto result =
-      attention_forward(query, key, value, rule,
-                        {.past_len = sizes.past_len, .need_weights = true, .need_lse = true});
-  const auto scores = attention_scores(query, key, rule, ScoreStage::modified, sizes.past_len);
+  const IndexList past_len = sizes.past_len == 0 ? IndexList() : IndexList(sizes.past_len);
+  const auto result = attention_forward(
+      query, key, value, rule, {.past_len = past_len, .need_weights = true, .need_lse = true});
+  const auto scores = attention_scores(query, key, rule, ScoreStage::modified, past_len);
   std::string text;
   for (Index i = 0; i < sizes.query_len; ++i) {
     std::string row;
