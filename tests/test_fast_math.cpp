@@ -213,6 +213,20 @@ TEMPLATE_TEST_CASE("a large negative bias is a number, not a mask", "[fast_math]
   CHECK_FALSE(is(result.lse(0), Special::minus_inf));
 }
 
+TEMPLATE_TEST_CASE("biases that overflow together are a number, not a mask", "[fast_math][mask]",
+                   float, double) {
+  for (const Index query_len : {1, 20}) {
+    const Matrix<TestType> q = Matrix<TestType>::Zero(query_len, 2);
+    const Matrix<TestType> k = Matrix<TestType>::Zero(4, 2);
+    const TestType lowest = std::numeric_limits<TestType>::lowest();
+    const Matrix<TestType> low = Matrix<TestType>::Constant(query_len, 4, lowest / 4 * 3);
+    const auto result = mha::scaled_dot_product_attention_forward(
+        q, k, k, mha::bias(low) & mha::bias(low), {.need_weights = true, .need_lse = true});
+    for (Index j = 0; j < 4; ++j) CHECK(equal(result.weights(query_len - 1, j), TestType(0.25)));
+    CHECK(equal(result.lse(0), lowest));
+  }
+}
+
 TEMPLATE_TEST_CASE("valid scores of -1e30 win over masked ones of 1e30", "[fast_math][mask]", float,
                    double) {
   // q = 1; keys -1e30 and 1e30, the second masked: the first has weight 1.

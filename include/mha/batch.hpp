@@ -184,7 +184,7 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
   check_past_count(where, past_len, query.size(0));
   for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
   const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
-  rules.check(call);
+  rules.template check<accumulator_t<Scalar>>(call);
   if (RuleSet::kPlacesQueries && !past_len.empty()) {
     for (Index b = 0; b < call.batch; ++b) {
       rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b);

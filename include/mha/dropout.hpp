@@ -39,7 +39,7 @@ struct DropoutRow {
 class Dropout : public Rule {
  public:
   Dropout(double probability, std::uint64_t seed)
-      : threshold_(static_cast<std::uint64_t>(std::llround(probability * 0x1p32))),
+      : threshold_(static_cast<std::uint64_t>(std::llround(checked(probability) * 0x1p32))),
         scale_(probability < 1 ? 1 / (1 - probability) : 0),
         seed_(seed) {}
 
@@ -57,6 +57,11 @@ class Dropout : public Rule {
   bool keeps(const DropoutRow& row, Index j) const { return row.bits(j) >= threshold_; }
 
  private:
+  static double checked(double probability) {
+    detail::require(probability >= 0 && probability <= 1,
+                    "dropout: the probability must lie between 0 and 1, got ", probability);
+    return probability;
+  }
   static std::uint64_t mixed(std::uint64_t x) {
     x += 0x9E3779B97F4A7C15u;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -70,12 +75,11 @@ class Dropout : public Rule {
 };
 
 /// Drops each weight with probability p after the softmax, and divides the others by 1 - p: the
-/// output is the same on average. Weights that are returned, and lse, are those before. Use another
-/// seed for every layer and step.
+/// output is the same on average. Weights that are returned, and lse, are those before. p counts in
+/// steps of 2^-32; with p = 1 every output is 0. A dropped weight is a 0 that multiplies its value: an
+/// infinite or NaN value of a key that the row may attend to makes NaN of it all the same. Use
+/// another seed for every layer and step.
 /// @throws std::invalid_argument unless 0 <= p <= 1
-[[nodiscard]] inline Dropout dropout(double p, std::uint64_t seed) {
-  detail::require(p >= 0 && p <= 1, "dropout: the probability must lie between 0 and 1, got ", p);
-  return {p, seed};
-}
+[[nodiscard]] inline Dropout dropout(double p, std::uint64_t seed) { return {p, seed}; }
 
 }  // namespace mha

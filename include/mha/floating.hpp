@@ -106,4 +106,19 @@ bool is_finite(const Scalar& x) {
   return !float_bits(x).exponent_all_ones;
 }
 
+/// The same for any number.
+template <class Number>
+bool is_finite_number(const Number& x) {
+  if constexpr (has_float_bits<Number>) {
+    return is_finite(x);
+  } else if constexpr (std::is_integral_v<Number>) {
+    return true;
+  } else if constexpr (HasValue<Number>) {
+    return is_finite_number<std::remove_cvref_t<decltype(x.value())>>(x.value());
+  } else {
+    const Number difference(x - x);  // NaN unless x is finite
+    return difference == difference;
+  }
+}
+
 }  // namespace mha::detail

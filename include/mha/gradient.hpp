@@ -277,7 +277,7 @@ template <class Scalar, class RuleSet>
 void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
                    const BackwardViews<Scalar>& x, const RuleSet& rules,
                    const AttentionOptions& options) {
-  const BatchTask<Scalar> task{x.query, x.key,         x.value,         x.forward.output,
+  const BatchTask<Scalar> task{x.query, x.key,         x.value,          x.forward.output,
                                {},      x.forward.lse, &options.past_len};
   backward(
       BatchGradient<Scalar>{task, x.grad_output, gradients.query, gradients.key, gradients.value},

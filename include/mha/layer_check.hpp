@@ -220,7 +220,8 @@ SequenceBatch check_call(const char* where, const Layer& layer, const View& quer
   check_total_size<typename Layer::Acc>(where, c, query.rows, key.rows, batch,
                                         options.need_weights || options.average_weights);
   check_call_positions(where, c, query.rows, key.rows, options);
-  rules.check({where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
+  rules.template check<typename Layer::Acc>(
+      {where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
   check_places(where, c, rules, batch, options);
   return batch;
 }

@@ -183,8 +183,8 @@ class LayerGradient : public LayerPass<Layer> {
     check_output_alone(where, options);
     const SequenceBatch batch = cut_sequences(where, tape.query_.rows, tape.key_.rows, options);
     check_same_options(where, options, batch, tape.batch_, origin);
-    rules.check({where, batch.count, layer_.config().num_heads, batch.query_len, batch.kv_len,
-                 batch.ragged});
+    rules.template check<typename Layer::Acc>({where, batch.count, layer_.config().num_heads,
+                                               batch.query_len, batch.kv_len, batch.ragged});
     check_places(where, layer_.config(), rules, batch, options);
     const auto apart = [&](const char* name, const auto& values) {
       const auto written = memory_of(values);

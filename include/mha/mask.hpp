@@ -17,34 +17,51 @@
 #include "mha/language.hpp"
 
 #include <initializer_list>
+#include <limits>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "mha/rules.hpp"
+#include "mha/saturate.hpp"
 
 namespace mha {
 
+namespace detail {
+
+/// An integer type, bool and characters excepted: a list of them is a mask or a text by mistake.
+template <class T>
+concept WholeNumber = std::integral<T> && !std::is_same_v<T, bool> && !std::is_same_v<T, char> &&
+                      !std::is_same_v<T, wchar_t> && !std::is_same_v<T, char8_t> &&
+                      !std::is_same_v<T, char16_t> && !std::is_same_v<T, char32_t>;
+
+}  // namespace detail
+
 /// One number for every sequence, or one per sequence. From an integer, a braced list, or anything
 /// with size() and operator[]: std::vector, std::span, an Eigen vector.
+/// @throws std::invalid_argument for a number that Index cannot hold
 class IndexList {
  public:
   IndexList() = default;
-  template <std::integral T>
-  IndexList(T value) : single_(static_cast<Index>(value)), size_(1) {}  // NOLINT: lengths(5)
-  template <std::integral T>
+  template <detail::WholeNumber T>
+  IndexList(T value) : single_(as_index(value)), size_(1) {}  // NOLINT: lengths(5)
+  template <detail::WholeNumber T>
   IndexList(std::initializer_list<T> values)  // NOLINT: lengths({3, 5})
-      : size_(static_cast<Index>(values.size())), many_(values.begin(), values.end()) {}
+      : size_(static_cast<Index>(values.size())) {
+    many_.reserve(values.size());
+    for (const T value : values) many_.push_back(as_index(value));
+  }
   template <class List>
   requires(!std::integral<std::remove_cvref_t<List>> &&
            !std::is_same_v<std::remove_cvref_t<List>, IndexList> &&
            requires(const List& l) {
              { l.size() } -> std::convertible_to<Index>;
-             requires std::integral<std::remove_cvref_t<decltype(l[0])>>;
+             requires detail::WholeNumber<std::remove_cvref_t<decltype(l[0])>>;
            }) IndexList(const List& values)  // NOLINT: lengths(vector)
       : size_(static_cast<Index>(values.size())) {
     many_.reserve(static_cast<std::size_t>(size_));
     for (Index k = 0; k < size_; ++k) {
-      many_.push_back(static_cast<Index>(values[static_cast<decltype(values.size())>(k)]));
+      many_.push_back(as_index(values[static_cast<decltype(values.size())>(k)]));
     }
   }
 
@@ -57,6 +74,13 @@ class IndexList {
   }
 
  private:
+  template <class T>
+  static Index as_index(T value) {
+    detail::require(std::in_range<Index>(value), "IndexList: numbers must be at most ",
+                    std::numeric_limits<Index>::max(), ", got ", value);
+    return static_cast<Index>(value);
+  }
+
   Index single_ = 0;
   Index size_ = 0;
   std::vector<Index> many_;
@@ -75,17 +99,31 @@ inline void check_list(const CallExtent& call, const char* rule, const IndexList
           call.batch);
 }
 
+/// What a rule refers to must have sizes, and memory if they are not 0.
+template <class Scalar>
+void check_memory(const char* rule, const TensorView<Scalar>& view) {
+  const std::array<Index, 4>& n = view.sizes;
+  const bool has_sizes = n[0] >= 0 && n[1] >= 0 && n[2] >= 0 && n[3] >= 0;
+  const bool empty = n[0] == 0 || n[1] == 0 || n[2] == 0 || n[3] == 0;
+  require(has_sizes && (empty || view.data != nullptr), rule,
+          has_sizes ? ": data must not be null" : ": sizes must not be negative", ", got [", n[0],
+          ", ", n[1], ", ", n[2], ", ", n[3], "]");
+}
+
 /// A number for each (b, h, i, j) of a call: memory seen through strides, an axis of size 1 serving
 /// all. What came as a temporary is owned.
 template <class Scalar>
 class Grid {
  public:
   /// A tensor [batch, head, query, key].
-  explicit Grid(const TensorView<const Scalar>& view) : view_(view) { broadcast(); }
+  Grid(const char* rule, const TensorView<const Scalar>& view) : view_(view) {
+    check_memory(rule, view_);
+    broadcast();
+  }
 
   /// A matrix [query, key]; a vector is one number per key, the same for every query.
   template <EigenDense M>
-  explicit Grid(M&& m) {  // NOLINT(bugprone-forwarding-reference-overload): not for a Grid
+  Grid(const char* rule, M&& m) {  // NOLINT(bugprone-forwarding-reference-overload): not for a Grid
     using Plain = std::remove_cvref_t<M>;
     if constexpr (EigenInMemory<M> && std::is_lvalue_reference_v<M>) {
       view_ = as_tensor(MatrixView<const Scalar>(matrix_view(m)));
@@ -97,6 +135,7 @@ class Grid {
       std::swap(view_.sizes[2], view_.sizes[3]);
       std::swap(view_.strides[2], view_.strides[3]);
     }
+    check_memory(rule, view_);
     broadcast();
   }
 
@@ -139,17 +178,18 @@ auto grid_scalar() {
 template <class T>
 using grid_scalar_t = typename decltype(grid_scalar<T>())::type;
 
-/// A grid over `m`: an Eigen matrix or expression, or anything tensor_view() takes.
+/// A grid over `m`: an Eigen matrix or expression, or anything tensor_view() takes. `rule` is the
+/// factory that the caller used.
 template <class T>
-auto make_grid(T&& m) {
+auto make_grid(const char* rule, T&& m) {
   using Scalar = grid_scalar_t<T>;
   if constexpr (EigenDense<T>) {
-    return Grid<Scalar>(std::forward<T>(m));
+    return Grid<Scalar>(rule, std::forward<T>(m));
   } else {
     static_assert(std::is_lvalue_reference_v<T> || is_tensor_view<std::remove_cvref_t<T>>,
                   "mha: a mask only refers to its tensor, so the tensor must outlive it: give a "
                   "named tensor, not a temporary");
-    return Grid<Scalar>(TensorView<const Scalar>(tensor_view(m)));
+    return Grid<Scalar>(rule, TensorView<const Scalar>(tensor_view(m)));
   }
 }
 
@@ -174,10 +214,10 @@ class Causal : public Rule {
       case Align::given:
         break;
     }
-    return detail::clamp_far(given_[b]);
+    return given_[b];
   }
   KeyRange keys(const Extent& extent, Index b, Index /*h*/, Index i) const {
-    return {0, i + offset(extent, b) + 1};
+    return {0, detail::saturated_sum(i + 1, offset(extent, b))};
   }
 
  private:
@@ -186,9 +226,8 @@ class Causal : public Rule {
 };
 
 /// A query sees no later key: j <= i + past_len, where past_len is the number of cached keys of the
-/// call (past_len in its options), else 0. Upper-left aligned, as in PyTorch, ONNX and JAX.
-/// Of several causal rules in one the tightest, that of the smallest offset, decides, and places the
-/// queries.
+/// call (past_len in its options), else 0. Upper-left aligned, as in PyTorch, ONNX and JAX. Of
+/// several causal rules the tightest counts, the one of the smallest offset, for windows too.
 inline Causal causal() { return {Causal::Align::upper_left, {}}; }
 
 /// The last query sees the last key: j <= i + kv_len - query_len, as in FlashAttention since 2.1.
@@ -203,9 +242,7 @@ class QueryOffset : public Rule {
  public:
   explicit QueryOffset(IndexList n) : n_(std::move(n)) {}
   void check(const CallExtent& call) const { detail::check_list(call, "query_offset", n_); }
-  void place(Extent& extent, Index b, Index /*h*/) const {
-    extent.past_len = detail::clamp_far(n_[b]);
-  }
+  void place(Extent& extent, Index b, Index /*h*/) const { extent.past_len = n_[b]; }
 
  private:
   IndexList n_;
@@ -225,10 +262,13 @@ class Window : public Rule {
                     "window: left and right must be -1 (unbounded) or more, got ", left, " and ",
                     right);
   }
+  /// Exact for any numbers: what saturates lies far on one side of all keys, and i is added last.
   KeyRange keys(const Extent& extent, Index /*b*/, Index /*h*/, Index i) const {
-    const Index p = i + extent.offset;
-    return {left_ < 0 ? 0 : p - detail::clamp_far(left_),
-            right_ < 0 ? detail::kFar : p + detail::clamp_far(right_) + 1};
+    using detail::saturated_difference;
+    using detail::saturated_sum;
+    return {
+        left_ < 0 ? 0 : saturated_sum(i, saturated_difference(extent.offset, left_)),
+        right_ < 0 ? extent.kv_len : saturated_sum(i + 1, saturated_sum(extent.offset, right_))};
   }
 
  private:
@@ -250,11 +290,16 @@ inline Window window_keys(Index w) {
 /// Key rows n[b] and later are padding.
 class Lengths : public Rule {
  public:
-  explicit Lengths(IndexList n) : n_(std::move(n)) {}
+  explicit Lengths(IndexList n) : n_(std::move(n)) {
+    for (Index b = 0; b < n_.size(); ++b) {
+      detail::require(n_[b] >= 0, "lengths: lengths must not be negative, got ", n_[b],
+                      " for sequence ", b);
+    }
+  }
   void check(const CallExtent& call) const {
     detail::check_list(call, "lengths", n_);
     for (Index b = 0; b < n_.size(); ++b) {
-      detail::require(n_[b] >= 0 && n_[b] <= call.kv_len, call.where,
+      detail::require(n_[b] <= call.kv_len, call.where,
                       ": lengths must lie between 0 and kv_len, got ", n_[b], " and ", call.kv_len);
     }
   }
@@ -267,6 +312,7 @@ class Lengths : public Rule {
 };
 
 /// The first n keys may be attended to: one n, or one per sequence (`lengths({3, 5})`, a vector).
+/// @throws std::invalid_argument if one is negative
 inline Lengths lengths(IndexList n) { return Lengths(std::move(n)); }
 
 /// keep(m) and ignore(m).
@@ -292,14 +338,14 @@ auto keep_mask(M&& m) {
   static_assert(std::is_same_v<grid_scalar_t<M>, bool>,
                 "mha::keep: the mask must be of bool, true = may attend; numbers to be added go "
                 "through bias()");
-  return BooleanMask<true>(make_grid(std::forward<M>(m)));
+  return BooleanMask<true>(make_grid("keep", std::forward<M>(m)));
 }
 template <class M>
 auto ignore_mask(M&& m) {
   static_assert(std::is_same_v<grid_scalar_t<M>, bool>,
                 "mha::ignore: the mask must be of bool, true = may not attend; numbers to be added "
                 "go through bias()");
-  return BooleanMask<false>(make_grid(std::forward<M>(m)));
+  return BooleanMask<false>(make_grid("ignore", std::forward<M>(m)));
 }
 
 }  // namespace detail
@@ -329,11 +375,23 @@ template <detail::NamedMemory M>
   return detail::ignore_mask(m);
 }
 
+namespace detail {
+
+/// A function that may be empty, as std::function or a pointer, must not be.
+template <class F>
+void check_function([[maybe_unused]] const char* rule, [[maybe_unused]] const F& f) {
+  if constexpr (std::is_pointer_v<F> || requires { f.operator bool(); }) {
+    require(static_cast<bool>(f), rule, ": the function must not be empty, got none");
+  }
+}
+
+}  // namespace detail
+
 /// mask_mod(f).
 template <class F>
 class MaskFunction : public Rule {
  public:
-  explicit MaskFunction(F f) : f_(std::move(f)) {}
+  explicit MaskFunction(F f) : f_(std::move(f)) { detail::check_function("mask_mod", f_); }
   bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
     return static_cast<bool>(f_(b, h, i, j));
   }

@@ -33,6 +33,7 @@
 #include <optional>
 #include <tuple>
 
+#include "mha/floating.hpp"
 #include "mha/lanes.hpp"
 #include "mha/types.hpp"
 
@@ -149,6 +150,19 @@ template <class R>
 concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
     HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R> || HasDropout<R>;
 
+/// A cap of scores as a Scalar, 0 = none: too large for it is none, too small the smallest there is.
+template <class Scalar, class T>
+Scalar cap_as(const T& cap) {
+  if (!is_finite_number(cap)) return Scalar(0);
+  Scalar own = convert<Scalar>(cap);
+  if (!is_finite_number(own)) return Scalar(0);
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    constexpr Scalar kSmallest = std::numeric_limits<Scalar>::min();
+    if (cap > T(0) && own < kSmallest) own = kSmallest;
+  }
+  return own;
+}
+
 /// A pointer to the part that has a dropout_scale().
 template <std::size_t kPart = 0, class... Parts>
 auto dropout_of(const std::tuple<Parts...>& parts) {
@@ -201,9 +215,17 @@ class Rules final : public Rule {
 
   const std::tuple<Parts...>& parts() const noexcept { return parts_; }
 
+  /// @tparam Acc  what the call's sums are kept in
+  template <class Acc>
   void check(const CallExtent& call) const {
     each([&](const auto& part) {
-      if constexpr (detail::HasCheck<std::remove_cvref_t<decltype(part)>>) part.check(call);
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (detail::HasCheck<Part>) part.check(call);
+      if constexpr (detail::HasScale<Part>) {
+        detail::require(detail::is_finite_number(detail::convert<Acc>(part.scale_value)),
+                        call.where, ": scale must be finite in the accumulator's type, got ",
+                        part.scale_value);
+      }
     });
   }
 
@@ -339,7 +361,7 @@ class Rules final : public Rule {
     Scalar cap(0);
     each([&](const auto& part) {
       if constexpr (detail::HasSoftcap<std::remove_cvref_t<decltype(part)>>) {
-        cap = detail::convert<Scalar>(part.softcap_value);
+        cap = detail::cap_as<Scalar>(part.softcap_value);
       }
     });
     return cap;

@@ -14,8 +14,8 @@
 #include <cmath>
 
 #include "mha/dual.hpp"
-#include "mha/floating.hpp"
 #include "mha/mask.hpp"
+#include "mha/saturate.hpp"
 
 namespace mha {
 
@@ -25,8 +25,12 @@ struct Scale : Rule {
 };
 
 /// Multiplies query * key^T in place of 1 / sqrt(head_dim). 0 and negative factors are fine.
+/// @throws std::invalid_argument if factor is NaN or infinite; the call, if its accumulator cannot
+/// hold it (1e300 in float)
 template <class T>
 [[nodiscard]] Scale<T> scale(T factor) {
+  detail::require(detail::is_finite_number(factor), "scale: the factor must be finite, got ",
+                  factor);
   return {{}, std::move(factor)};
 }
 
@@ -35,11 +39,27 @@ struct Softcap : Rule {
   T softcap_value;
 };
 
-/// Soft cap of the scores: cap * tanh(score / cap), before biases and masks; 0 = none.
-/// @throws std::invalid_argument if cap is negative
+namespace detail {
+
+/// 0 or more, infinity among them; told apart from NaN by bits, where there are known ones.
+template <class T>
+bool is_cap(const T& cap) {
+  if constexpr (has_float_bits<T>) {
+    const FloatBits bits = float_bits(cap);
+    if (bits.exponent_all_ones) return bits.fraction_zero && !bits.negative;
+  }
+  return cap >= T(0);
+}
+
+}  // namespace detail
+
+/// Soft cap of the scores: cap * tanh(score / cap), before biases and masks. 0 = none, and so is
+/// infinity, the limit, or what the accumulator cannot hold (1e300 in float); a cap too small for
+/// it counts as its smallest normal number.
+/// @throws std::invalid_argument if cap is negative or NaN
 template <class T>
 [[nodiscard]] Softcap<T> softcap(T cap) {
-  detail::require(!(cap < T(0)), "softcap: the cap must not be negative");
+  detail::require(detail::is_cap(cap), "softcap: the cap must be 0 or more, got ", cap);
   return {{}, std::move(cap)};
 }
 
@@ -58,24 +78,10 @@ class Bias : public Rule {
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& /*extent*/, Index b, Index h, Index i,
                Index j) const {
-    return s + finite_as<Scalar>(grid_(b, h, i, j));
+    return detail::saturated_sum(s, detail::convert_finite<Scalar>(grid_(b, h, i, j)));
   }
 
  private:
-  /// The bias as a Scalar. A number too large for it, as a double's lowest() is for float, stays
-  /// finite: it would mask without having been counted as a mask.
-  template <class Scalar>
-  static Scalar finite_as(const T& x) {
-    if constexpr (std::is_same_v<T, Scalar> || !std::is_floating_point_v<T> ||
-                  !std::is_floating_point_v<Scalar>) {
-      return detail::convert<Scalar>(x);
-    } else {
-      constexpr T most = static_cast<T>((std::numeric_limits<Scalar>::max)());
-      if (sizeof(T) <= sizeof(Scalar) || !detail::is_finite(x)) return static_cast<Scalar>(x);
-      return static_cast<Scalar>(std::clamp(x, -most, most));
-    }
-  }
-
   detail::Grid<T> grid_;
 };
 
@@ -88,12 +94,14 @@ auto make_bias(M&& m) {
       !std::is_integral_v<T>,
       "mha::bias: numbers to be added must be floating-point; a boolean mask goes through "
       "keep() or ignore()");
-  return Bias<T>(make_grid(std::forward<M>(m)));
+  return Bias<T>(make_grid("bias", std::forward<M>(m)));
 }
 
 }  // namespace detail
 
-/// Adds m to the scores; an entry of -inf masks (a large negative number such as -1e9 does not).
+/// Adds m to the scores; an entry of -inf masks (a large negative number such as -1e9 does not). What
+/// is finite stays so: entries and sums too large for the accumulator become its largest number, of
+/// either sign. An entry of NaN or +inf makes NaN of the rows that add it, and of no other.
 /// @param m  query_len x kv_len Eigen matrix or expression of floating-point numbers; a vector of
 ///           kv_len, the same for every query; or a TensorView [batch, head, query, key], where an
 ///           axis of size 1 serves all. A named matrix or tensor is read where it lies: while the
@@ -128,6 +136,11 @@ auto gradient_view(G& gradient) {
   return view;
 }
 
+/// A list with one number for all heads, or one per head, has one at least.
+inline void check_per_head(const char* sentence, Index size) {
+  require(size >= 1, sentence, ", got ", size);
+}
+
 /// The entry of head h of a list with one for all, or one per head.
 template <class G>
 struct PerHead {
@@ -144,8 +157,8 @@ struct PerHead {
 template <class G>
 PerHead<typename G::Scalar> per_head(const char* rule, G& gradient, Index size) {
   static_assert(G::IsVectorAtCompileTime, "mha: the gradient must be a vector");
-  require(gradient.size() == size, rule, ": the gradient must have ", size, " entries, got ",
-          gradient.size());
+  require(gradient.size() == size && gradient.data() != nullptr, rule, ": the gradient must have ",
+          size, " entries, got ", gradient.data() == nullptr ? 0 : gradient.size());
   return {gradient.data(), size};
 }
 
@@ -179,10 +192,11 @@ namespace detail {
 template <class M, class G>
 auto make_learned_bias(M&& m, G& gradient) {
   using T = grid_scalar_t<M>;
-  auto grid = make_grid(std::forward<M>(m));
+  auto grid = make_grid("bias", std::forward<M>(m));
   const auto sums = gradient_view(gradient);
   require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape, got ",
           list_text(sums.sizes), " and ", list_text(grid.sizes()));
+  check_memory("bias: the gradient", sums);
   return LearnedBias<T, std::remove_pointer_t<decltype(sums.data)>>(std::move(grid), sums);
 }
 
@@ -212,23 +226,55 @@ requires detail::NamedMemory<G&>
   return detail::make_learned_bias(m, gradient);
 }
 
-/// The slope of head h of num_heads by the rule of ALiBi: with n the largest power of two <=
-/// num_heads, the first n heads have 2^(-8 (h + 1) / n), the rest every other slope of 2n heads.
-/// Source: Press, Smith, Lewis 2022, arXiv:2108.12409, section 3 and the authors' code.
-inline double alibi_slope(Index h, Index num_heads) {
+namespace detail {
+
+/// alibi_slope() in the Scalar's own precision. The exponent is a fraction over a power of two, so
+/// that it is exact; numbers without exp2 take square roots.
+template <class Scalar>
+Scalar alibi_slope_as(Index h, Index num_heads) {
   Index n = 1;
-  while (2 * n <= num_heads) n *= 2;
-  const Index eighths = h < n ? 2 * (h + 1) : 2 * (h - n) + 1;  // of 4 / n
-  return std::exp2(-4.0 * static_cast<double>(eighths) / static_cast<double>(n));
+  while (n <= num_heads / 2) n *= 2;
+  const Index steps = h < n ? h + 1 : 2 * (h - n) + 1;
+  const Index in_octave = h < n ? 8 : 4;  // the exponent is -in_octave * steps / n
+  const Index top = n < in_octave ? steps * (in_octave / n) : steps;
+  const Index bottom = n < in_octave ? 1 : n / in_octave;
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    return std::exp2(-static_cast<Scalar>(top) / static_cast<Scalar>(bottom));
+  } else if constexpr (is_16_bit<Scalar>) {
+    return convert<Scalar>(alibi_slope_as<double>(h, num_heads));
+  } else {
+    using std::sqrt;
+    Scalar slope(1);
+    for (Index k = 0; k < top / bottom; ++k) slope = Scalar(slope * Scalar(0.5));
+    Scalar root(0.5);  // 2^(-bit / bottom)
+    for (Index bit = bottom / 2; bit >= 1; bit /= 2) {
+      root = Scalar(sqrt(root));
+      if ((top % bottom & bit) != 0) slope = Scalar(slope * root);
+    }
+    return slope;
+  }
 }
 
-/// The slopes of all heads, see alibi_slope().
+}  // namespace detail
+
+/// The slope of head h of num_heads by the rule of ALiBi: with n the largest power of two <=
+/// num_heads, the first n heads have 2^(-8 (h + 1) / n), the rest every other slope of 2n heads.
+/// @throws std::invalid_argument unless 0 <= h < num_heads
+/// Source: Press, Smith, Lewis 2022, arXiv:2108.12409, section 3 and the authors' code.
+inline double alibi_slope(Index h, Index num_heads) {
+  detail::require(h >= 0 && h < num_heads,
+                  "alibi_slope: h must lie between 0 and num_heads - 1, got ", h, " and ",
+                  num_heads);
+  return detail::alibi_slope_as<double>(h, num_heads);
+}
+
+/// The slopes of all heads, see alibi_slope(), in the Scalar's precision.
+/// @throws std::invalid_argument if num_heads is negative
 template <class Scalar = float>
 [[nodiscard]] Vector<Scalar> alibi_slopes(Index num_heads) {
   detail::require(num_heads >= 0, "alibi_slopes: num_heads must not be negative, got ", num_heads);
   Vector<Scalar> slopes(num_heads);
-  for (Index h = 0; h < num_heads; ++h)
-    slopes(h) = detail::convert<Scalar>(alibi_slope(h, num_heads));
+  for (Index h = 0; h < num_heads; ++h) slopes(h) = detail::alibi_slope_as<Scalar>(h, num_heads);
   return slopes;
 }
 
@@ -248,12 +294,14 @@ class Alibi : public Rule {
                     " for num_heads ", call.num_heads);
   }
   void place(Extent& extent, Index /*b*/, Index h) const {
-    if (slopes_.size() == 0) extent.alibi_slope = alibi_slope(h, extent.num_heads);
+    if (slopes_.size() == 0) {
+      extent.alibi_slope = detail::alibi_slope_as<double>(h, extent.num_heads);
+    }
   }
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& extent, Index /*b*/, Index h, Index i,
                Index j) const {
-    return s - Scalar(slope<Scalar>(extent, h) * distance<Scalar>(extent, i, j));
+    return lowered<Scalar>(s, slope<Scalar>(extent, h), distance<Scalar>(extent, i, j));
   }
   template <class Scalar>
   static constexpr bool kTakesLanes = true;
@@ -261,7 +309,12 @@ class Alibi : public Rule {
   Lanes<Scalar> score_lanes(const Lanes<Scalar>& s, const Extent& extent, Index /*b*/, Index h,
                             const Lanes<int>& i, const Lanes<int>& j) const {
     const int shift = static_cast<int>(extent.kv_len - extent.query_len);
-    return s - slope<Scalar>(extent, h) * abs(i + shift - j);
+    const auto own = slope<Scalar>(extent, h);
+    if (is_harmless(own)) return s - own * abs(i + shift - j);
+    const Lanes<Scalar> distance(abs(i + shift - j));
+    Lanes<Scalar> result;
+    for (int l = 0; l < result.kCount; ++l) result[l] = lowered(s[l], own, distance[l]);
+    return result;
   }
 
  protected:
@@ -274,8 +327,29 @@ class Alibi : public Rule {
  private:
   template <class Scalar>
   Scalar slope(const Extent& extent, Index h) const {
-    if (slopes_.size() == 0) return detail::convert<Scalar>(extent.alibi_slope);
-    return detail::convert<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h));
+    if (slopes_.size() > 0) {
+      return detail::convert_finite<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h));
+    }
+    if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
+      return static_cast<Scalar>(extent.alibi_slope);
+    } else {
+      return detail::alibi_slope_as<Scalar>(h, extent.num_heads);
+    }
+  }
+  /// Distances are below 2^31: with such a slope no finite score overflows.
+  template <class Scalar>
+  static bool is_harmless(const Scalar& slope) {
+    constexpr Scalar kMost = detail::kHarmless<Scalar> / Scalar(0x1p31);
+    return slope <= kMost && slope >= -kMost;
+  }
+  template <class Scalar>
+  static Scalar lowered(const Scalar& s, const Scalar& slope, const Scalar& distance) {
+    if constexpr (std::is_floating_point_v<Scalar>) {
+      if (!is_harmless(slope)) {
+        return detail::saturated_sum(s, -detail::saturated_product(slope, distance));
+      }
+    }
+    return s - Scalar(slope * distance);
   }
 
   Vector<T> slopes_;
@@ -283,7 +357,8 @@ class Alibi : public Rule {
 
 /// Attention with linear biases: subtracts slope_h * |i + kv_len - query_len - j|, the distance
 /// when the last query stands at the last key. Slopes by alibi_slope() for the head count of the
-/// call.
+/// call. A finite score stays finite, as with bias(m); a slope of NaN or infinity makes NaN of the
+/// rows of its heads.
 [[nodiscard]] inline auto alibi() { return Alibi<double>(Vector<double>(0)); }
 
 /// The same with your slopes: one number for every head, or an Eigen vector with one per query
@@ -292,8 +367,7 @@ template <class T>
 [[nodiscard]] auto alibi(const T& slopes) {
   if constexpr (EigenDense<T>) {
     static_assert(T::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
-    detail::require(slopes.size() >= 1, "alibi: there must be at least one slope, got ",
-                    slopes.size());
+    detail::check_per_head("alibi: there must be at least one slope", slopes.size());
     using Scalar = typename T::Scalar;
     Vector<Scalar> all(slopes.size());
     for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
@@ -332,7 +406,7 @@ namespace detail {
 template <EigenDense S, EigenDense G>
 auto make_learned_alibi(const S& slopes, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
-  require(slopes.size() >= 1, "alibi: there must be at least one slope, got ", slopes.size());
+  check_per_head("alibi: there must be at least one slope", slopes.size());
   using T = typename S::Scalar;
   Vector<T> all(slopes.size());
   for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
@@ -375,7 +449,7 @@ class ScoreFunction : public Rule {
   static constexpr bool kScoreMayMask = true;
   static constexpr bool kHasScoreGradient = true;
 
-  explicit ScoreFunction(F f) : f_(std::move(f)) {}
+  explicit ScoreFunction(F f) : f_(std::move(f)) { detail::check_function("score_mod", f_); }
   /// By a dual number through f.
   template <class Scalar>
   Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
@@ -409,7 +483,8 @@ class ScoreFunction : public Rule {
 };
 
 /// f(score, b, h, i, j): the new score of query row i and key row j in head h of sequence b, given
-/// the scaled (and capped) one in the accumulator type. A result of -inf masks the key. Called for
+/// the scaled (and capped) one in the accumulator type. A result of -inf masks the key; one of NaN
+/// or +inf makes NaN of its row, and of no other. Called for
 /// every allowed pair, in any order, perhaps more than once, from several threads if an executor is
 /// given. A function over Lanes (lanes.hpp) is called with sixteen queries or keys at once, among
 /// them pairs that a mask beside it excludes.
@@ -423,7 +498,9 @@ template <class F, class DF>
 class DifferentiableScoreFunction : public ScoreFunction<F> {
  public:
   using Plain = ScoreFunction<F>;
-  DifferentiableScoreFunction(F f, DF df) : ScoreFunction<F>(std::move(f)), df_(std::move(df)) {}
+  DifferentiableScoreFunction(F f, DF df) : ScoreFunction<F>(std::move(f)), df_(std::move(df)) {
+    detail::check_function("score_mod", df_);
+  }
   template <class Scalar>
   Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
                         Index h, Index i, Index j) const {
@@ -453,7 +530,7 @@ class Sinks : public Rule {
   }
   template <class Scalar>
   Scalar sink(Index h) const {
-    return detail::convert<Scalar>(logits_(logits_.size() == 1 ? 0 : h));
+    return detail::convert_finite<Scalar>(logits_(logits_.size() == 1 ? 0 : h));
   }
 
  private:
@@ -461,14 +538,17 @@ class Sinks : public Rule {
 };
 
 /// A logit per head that joins the softmax's denominator and has no value: weights sum to less than
-/// 1, lse counts it, and a row with no allowed key still gives 0. One number, or an Eigen vector
-/// with one per head. Neither scaled nor capped. When parts are
-/// merged, give it to one of them. Source: Xiao et al. 2023, arXiv:2309.17453, as
+/// 1, and lse counts it. A row with no allowed key still gives 0, and its lse is the sink. One
+/// number, or an Eigen vector with one per head. Neither scaled nor capped. -inf is no sink; +inf
+/// takes all (output and weights 0, lse +inf); NaN makes NaN of its head's rows that have a key. When
+/// parts are merged, give it to one of them. Source: Xiao et al. 2023, arXiv:2309.17453, as
 /// learned logits (gpt-oss).
+/// @throws std::invalid_argument for an empty vector
 template <class T>
 [[nodiscard]] auto sinks(const T& logits) {
   if constexpr (EigenDense<T>) {
     static_assert(T::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
+    detail::check_per_head("sinks: there must be at least one logit", logits.size());
     using Scalar = typename T::Scalar;
     Vector<Scalar> all(logits.size());
     for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
@@ -501,6 +581,7 @@ namespace detail {
 template <EigenDense S, EigenDense G>
 auto make_learned_sinks(const S& logits, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
+  detail::check_per_head("sinks: there must be at least one logit", logits.size());
   using T = typename S::Scalar;
   Vector<T> all(logits.size());
   for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+//
+// Arithmetic of rules that does not run over: positions, which may be any integer, stop at the ends
+// of their type, and scores that were finite stay finite, since only a number that *is* -infinity
+// masks.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "mha/floating.hpp"
+
+namespace mha::detail {
+
+/// a + b, or the end of the type that it lies beyond.
+inline Index saturated_sum(Index a, Index b) {
+  constexpr Index kLeast = std::numeric_limits<Index>::min();
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  if (b >= 0) return a > kMost - b ? kMost : a + b;
+  return a < kLeast - b ? kLeast : a + b;
+}
+
+/// a - b for b >= 0, likewise.
+inline Index saturated_difference(Index a, Index b) {
+  constexpr Index kLeast = std::numeric_limits<Index>::min();
+  return a < kLeast + b ? kLeast : a - b;
+}
+
+/// `x` in another scalar type. A finite number too large for it becomes the largest one of its sign:
+/// as an infinity it would mask, or mean no sink, without having been written as one.
+template <class To, class From>
+To convert_finite(const From& x) {
+  if constexpr (std::is_floating_point_v<From> && std::is_floating_point_v<To> &&
+                std::numeric_limits<From>::max_exponent > std::numeric_limits<To>::max_exponent) {
+    constexpr auto kMost = static_cast<From>(std::numeric_limits<To>::max());
+    return static_cast<To>(is_finite(x) ? std::clamp(x, -kMost, kMost) : x);
+  } else {
+    return convert<To>(x);
+  }
+}
+
+/// What is added to a finite number without overflow, whatever that is: less than half a unit in the
+/// last place of the largest number. Nearly all that rules add, so that they need not look further.
+template <class T>
+inline constexpr T kHarmless = std::numeric_limits<T>::max() * std::numeric_limits<T>::epsilon() /
+                               T(4);
+
+/// a + b; of two finite numbers whose sum overflows, the largest number of its sign. No step of this
+/// makes an infinity, which -ffast-math would take for impossible. Numbers without known bits (dual
+/// numbers, say) are added as they are.
+template <class T>
+T saturated_sum(const T& a, const T& b) {
+  if constexpr (std::is_floating_point_v<T>) {
+    constexpr T kMost = std::numeric_limits<T>::max();
+    if (b <= kHarmless<T> && b >= -kHarmless<T>) return a + b;
+    if (!is_finite(b)) return a + b;
+    if (!is_finite(a)) return a;
+    const T half = a / T(2) + b / T(2);
+    if (half > kMost / T(2)) return kMost;
+    if (half < -kMost / T(2)) return -kMost;
+  }
+  return a + b;
+}
+
+/// a * b for 0 <= b < 2^31, likewise.
+template <class T>
+T saturated_product(const T& a, const T& b) {
+  if constexpr (std::is_floating_point_v<T>) {
+    constexpr T kMost = std::numeric_limits<T>::max();
+    const T scaled = T(a * T(0x1p-32)) * b;
+    if (is_finite(a) && scaled > kMost * T(0x1p-32)) return kMost;
+    if (is_finite(a) && scaled < -kMost * T(0x1p-32)) return -kMost;
+  }
+  return a * b;
+}
+
+}  // namespace mha::detail
