@@ -7,11 +7,11 @@
 //     S = scale Q K^T, then softcap, score modifiers and masks       rows x cols
 //     m' = max(row_max, rowmax(S))     P = exp(S - m')               masked entries exactly 0
 //     row_sum = exp(row_max - m') row_sum + rowsum(P)
-//     acc     = exp(row_max - m') acc + P V
+//     acc     = exp(row_max - m') acc + P V               dropped entries of P are 0 here
 // A key tile that no row of the query tile may see is skipped; one that all may see pays nothing
 // for the mask. Masked values never enter: in a partly masked tile the infinite and NaN entries of
 // V are set aside, multiplied as 0, and added afterwards to the rows that may see them.
-// Two limits: acc is a plain sum, so kv_len * max|value| must be representable; and Eigen's
+// Two limits: acc is a plain sum, see the range in attention.hpp; and Eigen's
 // products round differently for other row counts, so a row computed alone, or in other company,
 // may differ from the same row here in its last bits.
 // Read first: reference.hpp, the same without tiles.
@@ -177,6 +177,9 @@ class TiledHead {
       all_allowed = range.begin == 0 && range.end == cols_;
     }
     non_finite_.clear();
+    if constexpr (RuleSet::kHasDropout) {
+      for (Index r = 0; r < rows_; ++r) drop_row(r);
+    }
     const MatrixView<const Acc> value =
         all_allowed ? in_place(task_.value, tile_.value) : finite_values();
     add_product(tile_.scores.data(), stride(), value.data, value.row_stride, tile_.acc.data(),
@@ -215,6 +218,17 @@ class TiledHead {
     tile_.row_sum[k] += seen.sum();
   }
 
+  /// Dropped weights become 0, after row_sum has counted them; 1 / (1 - p) is a factor of the output.
+  void drop_row(Index r) {
+    const auto& dropout = *rules_.dropout();
+    const auto own = dropout.row(b_, h_, row0_ + r);
+    const KeyRange range = segment(r);
+    Acc* const weights = row_data(r);
+    for (Index c = range.begin; c < range.end; ++c) {
+      if (!dropout.keeps(own, col0_ + c)) weights[c] = Acc(0);
+    }
+  }
+
   /// S becomes P = exp(S - row_max); what the row may not see becomes 0.
   void exponentiate(Index r, Acc row_max) {
     const KeyRange range = segment(r);
@@ -239,6 +253,9 @@ class TiledHead {
       const auto k = static_cast<std::size_t>(r);
       const bool nothing = tile_.count[k] == 0;
       if (!nothing) tile_.acc.row(r) /= tile_.row_sum[k];
+      if constexpr (RuleSet::kHasDropout) {
+        tile_.acc.row(r) *= convert<Acc>(rules_.dropout()->dropout_scale());
+      }
       for (Index c = 0; c < task_.value.cols; ++c) {
         task_.output(row0_ + r, c) = nothing ? Out(0) : convert<Out>(tile_.acc(r, c));
       }
