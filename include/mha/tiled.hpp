@@ -77,6 +77,7 @@ class TiledHead {
         task_(task),
         tile_(scratch),
         scale_(rules.template scale<Acc>(task.query.cols)),
+        query_scale_(scale_ > Acc(1) || scale_ < Acc(-1) ? Acc(1) : scale_),
         softcap_(rules.template softcap<Acc>()),
         sink_(rules.template sink<Acc>(h)) {
     if (sink_ && is_minus_infinity(*sink_)) sink_.reset();
@@ -104,7 +105,7 @@ class TiledHead {
     const auto rows = static_cast<std::size_t>(rows_);
     for (Index r = 0; r < rows_; ++r) {
       for (Index d = 0; d < task_.query.cols; ++d) {
-        tile_.query(r, d) = scale_ * convert<Acc>(task_.query(row0_ + r, d));
+        tile_.query(r, d) = query_scale_ * convert<Acc>(task_.query(row0_ + r, d));
       }
     }
     tile_.ranges.resize(rows);
@@ -141,6 +142,9 @@ class TiledHead {
     for (Index r = 0; r < rows_; ++r) row(r).setZero();
     add_product_transposed(tile_.query.data(), tile_.query.outerStride(), key.data, key.row_stride,
                            tile_.scores.data(), stride(), rows_, task_.query.cols, cols_);
+    if (query_scale_ != scale_) {
+      for (Index r = 0; r < rows_; ++r) row(r) *= scale_;
+    }
     if (RuleSet::kHasSoftcap || RuleSet::kModifiesScore || !rules_.only_ranges()) {
       for (Index r = 0; r < rows_; ++r) modify_row(r);
     }
@@ -366,6 +370,7 @@ class TiledHead {
   const HeadTask<In, Out, Acc>& task_;
   TileScratch<Acc>& tile_;
   const Acc scale_;
+  const Acc query_scale_;  ///< scale_, or 1 if it is larger: then it is a factor of the scores
   const Acc softcap_;
   std::optional<Acc> sink_;
   std::vector<NonFinite<Acc>> non_finite_;

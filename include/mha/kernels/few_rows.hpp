@@ -226,6 +226,10 @@ class FewRows {
   }
 
   void modify(Index from, Index keys) {
+    for (Index r = 0; calls_.scales_scores() && r < rows_; ++r) {
+      T* const row = at_.s + r * kKeyTile;
+      for (Index j = 0; j < keys; ++j) row[j] *= calls_.scale;
+    }
     if (calls_.softcap > T(0)) {
       kernels_.softcap(at_.s, rows_, kKeyTile, vectors_of(keys), calls_.softcap);
     }

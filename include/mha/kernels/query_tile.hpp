@@ -247,7 +247,7 @@ class QueryTile {
     fresh_ = false;
   }
 
-  /// S^T of a segment, softcapped, modified and masked element by element.
+  /// S^T of a segment, scaled, softcapped, modified and masked element by element.
   void score(const Segment& s, const MatrixView<const T>& key, Index from, Index tile) {
     const Index lane = s.first_group * kGroup;
     const Index vectors = vectors_of(s.end_group - s.first_group);
@@ -268,6 +268,11 @@ class QueryTile {
     if (s.whole && !calls_.natural_scores()) x.column_max = at_.tile_max + lane;
     kernels_.product(x);
     if (!calls_.natural_scores()) return;
+    if (calls_.scales_scores()) {
+      std::array<T, std::size_t{kWide}> scale;
+      scale.fill(calls_.scale);
+      kernels_.rescale(scores, s.end - s.begin, vectors, scale.data());
+    }
     if (calls_.softcap > T(0)) {
       kernels_.softcap(scores, s.end - s.begin, kWide, vectors, calls_.softcap);
     }

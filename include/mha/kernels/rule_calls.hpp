@@ -39,9 +39,15 @@ struct RuleCalls {
   T softcap = T(0);       ///< 0 = none
   T scale = T(1);
 
+  /// A scale of at most 1 is a factor of Q. A larger one is a factor of the scores, after the
+  /// product: times it a query might overflow although its scores do not.
+  bool scales_scores() const { return scale > T(1) || scale < T(-1); }
   /// Scores come out of the product times log2(e), unless somebody must see them as they are.
-  bool natural_scores() const { return modify != nullptr || softcap > T(0); }
-  T query_factor() const { return natural_scores() ? scale : T(scale * kLog2E<T>); }
+  bool natural_scores() const { return modify != nullptr || softcap > T(0) || scales_scores(); }
+  T query_factor() const {
+    if (scales_scores()) return T(1);
+    return natural_scores() ? scale : T(scale * kLog2E<T>);
+  }
   T unit() const { return natural_scores() ? kLog2E<T> : T(1); }
 };
 
