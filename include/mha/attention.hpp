@@ -258,6 +258,9 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 /// windowed queries pay for the keys that they may see. Memory: tiles of 128 keys x 64 queries (32
 /// doubles) per worker, see attention_workspace_bytes().
 /// Accuracy: within a few eps (1 + largest |score|) of long double (test_kernel_attention.cpp).
+/// Range: a row's scores, query * key before a scale below 1 too, must be representable in the
+/// accumulator, and so must 256 kv_len max|value|, since values are weighed and summed up before the
+/// division by the sum of the weights; else the row may be infinite or NaN, and no other.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
 template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
 [[nodiscard]] auto attention(const Q& query, const K& key, const V& value,

@@ -293,6 +293,8 @@ void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
 /// @param query, key, value, rule, options  those of the forward pass
 /// @param forward      its output and lse
 /// @throws std::invalid_argument if shapes disagree; nothing has been written then
+/// Range: as in the forward pass; sums over keys of |dS key| and over queries of |dS query|, without
+/// the scale, must be representable too.
 /// Cost: 10 batch num_heads query_len kv_len head_dim flops, 2.5 times those of the forward pass.
 /// Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 template <class Scalar, TensorLike G, TensorLike Q, TensorLike K, TensorLike V,
