@@ -230,7 +230,7 @@ TEST_CASE("an empty function is no rule", "[rules][errors]") {
        [] { (void)mha::mask_mod(static_cast<Mask*>(nullptr)); }},
       {"mha::score_mod: the function must not be empty",
        [] { (void)mha::score_mod(std::function<Score>()); }},
-      {"mha::score_mod: the function must not be empty",
+      {"mha::score_mod: the derivative must not be empty",
        [&] { (void)mha::score_mod(score, std::function<Score>()); }},
   });
 }

@@ -215,7 +215,7 @@ void check_matrix_result(const char* where, const char* name, const MatrixView<S
 template <class F>
 void require_function(const char* what, const F& f) {
   if constexpr (std::is_pointer_v<std::decay_t<F>> || std::is_constructible_v<F, std::nullptr_t>) {
-    require(static_cast<bool>(f), what, " must be a function, got none");
+    require(static_cast<bool>(f), what, " must not be empty, got none");
   }
 }
 

@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "mha/checks.hpp"
 #include "mha/rules.hpp"
 #include "mha/saturate.hpp"
 
@@ -375,23 +376,13 @@ template <detail::NamedMemory M>
   return detail::ignore_mask(m);
 }
 
-namespace detail {
-
-/// A function that may be empty, as std::function or a pointer, must not be.
-template <class F>
-void check_function([[maybe_unused]] const char* rule, [[maybe_unused]] const F& f) {
-  if constexpr (std::is_pointer_v<F> || requires { f.operator bool(); }) {
-    require(static_cast<bool>(f), rule, ": the function must not be empty, got none");
-  }
-}
-
-}  // namespace detail
-
 /// mask_mod(f).
 template <class F>
 class MaskFunction : public Rule {
  public:
-  explicit MaskFunction(F f) : f_(std::move(f)) { detail::check_function("mask_mod", f_); }
+  explicit MaskFunction(F f) : f_(std::move(f)) {
+    detail::require_function("mask_mod: the function", f_);
+  }
   bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
     return static_cast<bool>(f_(b, h, i, j));
   }

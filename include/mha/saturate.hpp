@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <limits>
 
 #include "mha/floating.hpp"
@@ -45,33 +47,40 @@ template <class T>
 inline constexpr T kHarmless = std::numeric_limits<T>::max() * std::numeric_limits<T>::epsilon() /
                                T(4);
 
-/// a + b; of two finite numbers whose sum overflows, the largest number of its sign. No step of this
-/// makes an infinity, which -ffast-math would take for impossible. Numbers without known bits (dual
-/// numbers, say) are added as they are.
 template <class T>
-T saturated_sum(const T& a, const T& b) {
-  if constexpr (std::is_floating_point_v<T>) {
-    constexpr T kMost = std::numeric_limits<T>::max();
-    if (b <= kHarmless<T> && b >= -kHarmless<T>) return a + b;
-    if (!is_finite(b)) return a + b;
-    if (!is_finite(a)) return a;
-    const T half = a / T(2) + b / T(2);
-    if (half > kMost / T(2)) return kMost;
-    if (half < -kMost / T(2)) return -kMost;
+bool is_harmless(const T& x) {
+  if constexpr (sizeof(T) == 4 && std::is_floating_point_v<T>) {  // by bits: one comparison
+    return (std::bit_cast<std::uint32_t>(x) & 0x7FFFFFFFu) <=
+           std::bit_cast<std::uint32_t>(kHarmless<T>);
+  } else if constexpr (sizeof(T) == 8 && std::is_floating_point_v<T>) {
+    return (std::bit_cast<std::uint64_t>(x) & 0x7FFFFFFFFFFFFFFFu) <=
+           std::bit_cast<std::uint64_t>(kHarmless<T>);
+  } else {
+    return x <= kHarmless<T> && x >= -kHarmless<T>;
   }
+}
+
+/// saturated_sum() where b is large. No step of it makes an infinity, which -ffast-math would take for
+/// impossible.
+template <class T>
+MHA_COLD T saturated_large_sum(const T& a, const T& b) {
+  constexpr T kMost = std::numeric_limits<T>::max();
+  if (!is_finite(b)) return a + b;
+  if (!is_finite(a)) return a;
+  const T half = a / T(2) + b / T(2);
+  if (half > kMost / T(2)) return kMost;
+  if (half < -kMost / T(2)) return -kMost;
   return a + b;
 }
 
-/// a * b for 0 <= b < 2^31, likewise.
+/// a + b; of two finite numbers whose sum overflows, the largest number of its sign. Numbers without
+/// known bits (dual numbers, say) are added as they are.
 template <class T>
-T saturated_product(const T& a, const T& b) {
+T saturated_sum(const T& a, const T& b) {
   if constexpr (std::is_floating_point_v<T>) {
-    constexpr T kMost = std::numeric_limits<T>::max();
-    const T scaled = T(a * T(0x1p-32)) * b;
-    if (is_finite(a) && scaled > kMost * T(0x1p-32)) return kMost;
-    if (is_finite(a) && scaled < -kMost * T(0x1p-32)) return -kMost;
+    if (!is_harmless(b)) return saturated_large_sum(a, b);
   }
-  return a * b;
+  return a + b;
 }
 
 }  // namespace mha::detail

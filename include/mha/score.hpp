@@ -301,7 +301,7 @@ class Alibi : public Rule {
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& extent, Index /*b*/, Index h, Index i,
                Index j) const {
-    return lowered<Scalar>(s, slope<Scalar>(extent, h), distance<Scalar>(extent, i, j));
+    return s - Scalar(slope<Scalar>(extent, h) * distance<Scalar>(extent, i, j));
   }
   template <class Scalar>
   static constexpr bool kTakesLanes = true;
@@ -309,12 +309,7 @@ class Alibi : public Rule {
   Lanes<Scalar> score_lanes(const Lanes<Scalar>& s, const Extent& extent, Index /*b*/, Index h,
                             const Lanes<int>& i, const Lanes<int>& j) const {
     const int shift = static_cast<int>(extent.kv_len - extent.query_len);
-    const auto own = slope<Scalar>(extent, h);
-    if (is_harmless(own)) return s - own * abs(i + shift - j);
-    const Lanes<Scalar> distance(abs(i + shift - j));
-    Lanes<Scalar> result;
-    for (int l = 0; l < result.kCount; ++l) result[l] = lowered(s[l], own, distance[l]);
-    return result;
+    return s - slope<Scalar>(extent, h) * abs(i + shift - j);
   }
 
  protected:
@@ -328,7 +323,7 @@ class Alibi : public Rule {
   template <class Scalar>
   Scalar slope(const Extent& extent, Index h) const {
     if (slopes_.size() > 0) {
-      return detail::convert_finite<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h));
+      return moderate(detail::convert_finite<Scalar>(slopes_(slopes_.size() == 1 ? 0 : h)));
     }
     if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
       return static_cast<Scalar>(extent.alibi_slope);
@@ -336,20 +331,15 @@ class Alibi : public Rule {
       return detail::alibi_slope_as<Scalar>(h, extent.num_heads);
     }
   }
-  /// Distances are below 2^31: with such a slope no finite score overflows.
+  /// At most so large that no distance, all of which are below 2^31, makes a finite score overflow.
   template <class Scalar>
-  static bool is_harmless(const Scalar& slope) {
-    constexpr Scalar kMost = detail::kHarmless<Scalar> / Scalar(0x1p31);
-    return slope <= kMost && slope >= -kMost;
-  }
-  template <class Scalar>
-  static Scalar lowered(const Scalar& s, const Scalar& slope, const Scalar& distance) {
+  static Scalar moderate(const Scalar& slope) {
     if constexpr (std::is_floating_point_v<Scalar>) {
-      if (!is_harmless(slope)) {
-        return detail::saturated_sum(s, -detail::saturated_product(slope, distance));
-      }
+      constexpr Scalar kMost = detail::kHarmless<Scalar> / Scalar(0x1p31);
+      return slope > kMost ? kMost : slope < -kMost ? -kMost : slope;  // NaN stays
+    } else {
+      return slope;
     }
-    return s - Scalar(slope * distance);
   }
 
   Vector<T> slopes_;
@@ -357,8 +347,8 @@ class Alibi : public Rule {
 
 /// Attention with linear biases: subtracts slope_h * |i + kv_len - query_len - j|, the distance
 /// when the last query stands at the last key. Slopes by alibi_slope() for the head count of the
-/// call. A finite score stays finite, as with bias(m); a slope of NaN or infinity makes NaN of the
-/// rows of its heads.
+/// call. A finite score stays finite, as with bias(m): slopes above 4e21 (double: 4e282) count as that
+/// much. A slope of NaN makes NaN of the rows of its head.
 [[nodiscard]] inline auto alibi() { return Alibi<double>(Vector<double>(0)); }
 
 /// The same with your slopes: one number for every head, or an Eigen vector with one per query
@@ -449,7 +439,9 @@ class ScoreFunction : public Rule {
   static constexpr bool kScoreMayMask = true;
   static constexpr bool kHasScoreGradient = true;
 
-  explicit ScoreFunction(F f) : f_(std::move(f)) { detail::check_function("score_mod", f_); }
+  explicit ScoreFunction(F f) : f_(std::move(f)) {
+    detail::require_function("score_mod: the function", f_);
+  }
   /// By a dual number through f.
   template <class Scalar>
   Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
@@ -499,7 +491,7 @@ class DifferentiableScoreFunction : public ScoreFunction<F> {
  public:
   using Plain = ScoreFunction<F>;
   DifferentiableScoreFunction(F f, DF df) : ScoreFunction<F>(std::move(f)), df_(std::move(df)) {
-    detail::check_function("score_mod", df_);
+    detail::require_function("score_mod: the derivative", df_);
   }
   template <class Scalar>
   Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& /*extent*/, Index b,
