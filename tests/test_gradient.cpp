@@ -425,6 +425,29 @@ TEMPLATE_TEST_CASE("dropout keeps weights at its rate and divides them by 1 - p"
   CHECK_THROWS_AS(mha::dropout(1.5, 1), std::invalid_argument);
 }
 
+TEST_CASE("gradients of slopes and sinks are collected at the stride of their memory",
+          "[gradient][alibi][sinks][regression]") {
+  const auto q = random_tensor<double>({1, 3, 5, 4}, 1);
+  const auto k = random_tensor<double>({1, 3, 6, 4}, 2);
+  const auto grad = random_tensor<double>({1, 3, 5, 4}, 3);
+  const Eigen::Vector3d numbers(0.5, 0.25, 0.125);
+  Eigen::Vector3d slopes = Eigen::Vector3d::Zero();
+  Eigen::Vector3d sinks = Eigen::Vector3d::Zero();
+  const auto run = [&](auto& to_slopes, auto& to_sinks) {
+    const auto rule = mha::alibi(numbers, to_slopes) & mha::sinks(numbers, to_sinks);
+    const auto forward = mha::attention_forward(q, k, k, rule, {.need_lse = true});
+    (void)mha::attention_backward(grad, q, k, k, forward, rule);
+  };
+  run(slopes, sinks);
+  Eigen::MatrixXd table = Eigen::MatrixXd::Zero(2, 3);  // its rows are strided
+  auto first = table.row(0);
+  auto second = table.row(1);
+  run(first, second);
+  CHECK(slopes.norm() > 0);
+  CHECK(table.row(0).transpose() == slopes);
+  CHECK(table.row(1).transpose() == sinks);
+}
+
 TEST_CASE("dropout's mask depends on seed, head and position alone", "[dropout]") {
   const Matrix<double> whole = dropout_counts<double>(300, 200, 0.4, 3);
   CHECK(dropout_counts<double>(3, 200, 0.4, 3) == whole.topRows(3));  // few rows: other kernels

@@ -146,10 +146,11 @@ template <class G>
 struct PerHead {
   G* sums;
   Index size;
+  Index stride;  ///< from one head's to the next
 
   template <class Scalar>
   void add(Index h, const Scalar& grad) const {
-    G& sum = sums[size == 1 ? 0 : h];
+    G& sum = sums[size == 1 ? 0 : h * stride];
     sum = convert<G>(Scalar(convert<Scalar>(sum) + grad));
   }
 };
@@ -159,7 +160,7 @@ PerHead<typename G::Scalar> per_head(const char* rule, G& gradient, Index size) 
   static_assert(G::IsVectorAtCompileTime, "mha: the gradient must be a vector");
   require(gradient.size() == size && gradient.data() != nullptr, rule, ": the gradient must have ",
           size, " entries, got ", gradient.data() == nullptr ? 0 : gradient.size());
-  return {gradient.data(), size};
+  return {gradient.data(), size, gradient.innerStride()};
 }
 
 }  // namespace detail
