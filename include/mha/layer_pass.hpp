@@ -70,7 +70,8 @@ class LayerPass {
   enum class Inputs { all_apart, one_context, one_matrix };
   static Inputs inputs_of(const View& query, const View& key, const View& value) {
     const auto same = [](const View& a, const View& b) {
-      return a.data == b.data && a.rows == b.rows && a.cols == b.cols &&
+      // Matrices without rows have no memory by which to tell them apart: each is its own.
+      return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.rows > 0 &&
              a.row_stride == b.row_stride && a.col_stride == b.col_stride;
     };
     if (!same(key, value)) return Inputs::all_apart;
