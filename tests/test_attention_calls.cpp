@@ -165,8 +165,9 @@ TEST_CASE("merge takes vectors of lse, not matrices", "[softmax]") {
 
 TEST_CASE("a layer too large to exist is an error", "[errors]") {
   using Layer = mha::MultiHead<float, 4>;
-  CHECK_THROWS_WITH(Layer({.embed_dim = 1, .head_dim = Index{1} << 62}),
-                    ContainsSubstring("mha::MultiHead: head_dim must lie between 1 and "));
+  CHECK_THROWS_WITH(
+      Layer({.embed_dim = 1, .head_dim = Index{1} << 62}),
+      ContainsSubstring("mha::MultiHead: head_dim must lie between 0 (the default) and "));
 }
 
 TEST_CASE("averaging the weights implies returning them", "[multi_head]") {

@@ -307,7 +307,7 @@ TEST_CASE("options and rules that do not fit are refused", "[misuse]") {
       refuses(f.name, {"past_len", text(past_len), text(kKvLen)}, memory, [&] { f.call(wrong); });
     }
     if (std::string(f.name) == "attention_workspace_bytes") continue;  // it has no rule
-    for (const Index length : {Index{-1}, kKvLen + 1, kLowest, kHighest}) {
+    for (const Index length : {kKvLen + 1, kHighest}) {  // lengths() refuses negative ones
       Call wrong = right;
       wrong.lengths = {kKvLen, length};
       refuses(f.name, {"lengths", text(length), text(kKvLen)}, memory, [&] { f.call(wrong); });

@@ -374,3 +374,12 @@ TEMPLATE_TEST_CASE("NaN and the infinities are the numbers that are not finite",
   CHECK(mha::detail::is_finite(TestType(0)));
   CHECK(mha::detail::is_finite(Limits::epsilon()));
 }
+
+TEST_CASE("a tensor that has been moved from is empty", "[types][regression]") {
+  mha::Tensor<float> from({1, 2, 3, 4});
+  from(0, 1, 2, 3) = 5;
+  const mha::Tensor<float> to = std::move(from);
+  CHECK(to(0, 1, 2, 3) == 5);
+  CHECK(from.empty());  // NOLINT(bugprone-use-after-move): that is what is tested
+  CHECK(from.sizes() == std::array<mha::Index, 4>{0, 0, 0, 0});
+}

@@ -326,6 +326,8 @@ template <class Scalar>
                                             const AttentionResult<Scalar>& part2) {
   const std::array<Index, 4>& sizes = part1.output.sizes();
   const auto view = [](const auto& tensor) { return tensor.view(); };
+  (void)detail::check_view("merge", detail::called("part1.output", detail::kOutput),
+                           view(part1.output));
   (void)detail::check_sizes("merge", detail::called("part2.output", detail::kOutput),
                             view(part2.output), sizes);
   const std::array<Index, 4> lse_sizes{sizes[0], sizes[1], sizes[2], 1};

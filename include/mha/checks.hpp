@@ -21,7 +21,7 @@ inline constexpr Named kOutput{"output", {"batch", "num_heads", "query_len", "va
 inline constexpr Named kWeights{"weights", {"batch", "num_heads", "query_len", "kv_len"}};
 inline constexpr Named kLse{"lse", {"batch", "num_heads", "query_len", "its last axis"}};
 
-/// The same axes under another name.
+/// Another name for a tensor of these axes.
 constexpr Named called(const char* name, const Named& axes) { return {name, axes.axes}; }
 
 /// Addresses between which a view's elements lie: [first, end).
@@ -78,7 +78,7 @@ MHA_COLD inline AddressRange check_any_view(const char* where, const Named& what
   return {address + low * bytes, address + high * bytes};
 }
 
-/// The same, quickly for views as they mostly are: with elements, strides of no sign and below 2^28.
+/// The limits of a view, quickly for views as they mostly are: with elements, strides of no sign and below 2^24.
 template <class Scalar>
 AddressRange check_view(const char* where, const Named& what, const TensorView<Scalar>& view,
                         Memory memory = Memory::needed) {
@@ -88,7 +88,7 @@ AddressRange check_view(const char* where, const Named& what, const TensorView<S
   const auto& step = view.strides;
   const Bits most = (bits(n[0]) - 1) | (bits(n[1]) - 1) | (bits(n[2]) - 1) | (bits(n[3]) - 1);
   const Bits far = bits(step[0]) | bits(step[1]) | bits(step[2]) | bits(step[3]);
-  if (most >= bits(kMaxSize) || far >= Bits{1} << 28 || view.data == nullptr) {
+  if (most >= bits(kMaxSize) || far >= Bits{1} << 24 || view.data == nullptr) {
     return check_any_view(where, what, n, step, view.data, sizeof(Scalar), memory);
   }
   const Bits reach = (bits(n[0]) - 1) * bits(step[0]) + (bits(n[1]) - 1) * bits(step[1]) +
@@ -214,7 +214,7 @@ void check_matrix_result(const char* where, const char* name, const MatrixView<S
 /// A function that may be empty: a pointer, a std::function.
 template <class F>
 void require_function(const char* what, const F& f) {
-  if constexpr (std::is_pointer_v<std::decay_t<F>> || std::is_constructible_v<F, std::nullptr_t>) {
+  if constexpr (requires { f == nullptr, static_cast<bool>(f); }) {
     require(static_cast<bool>(f), what, " must not be empty, got none");
   }
 }

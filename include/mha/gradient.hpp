@@ -133,8 +133,9 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
       if (key.col_stride == 1 && value.col_stride == 1) {
         using Row = Eigen::Map<Eigen::Array<Acc, 1, Eigen::Dynamic>>;
         using ConstRow = Eigen::Map<const Eigen::Array<Acc, 1, Eigen::Dynamic>>;
-        Row(&key(j, 0), key.cols) = ConstRow(key_sum, key.cols) * calls.scale;
-        Row(&value(j, 0), value.cols) = ConstRow(value_sum, value.cols) * calls.dropout_scale;
+        Row(key.middle_rows(j, 1).data, key.cols) = ConstRow(key_sum, key.cols) * calls.scale;
+        Row(value.middle_rows(j, 1).data, value.cols) =
+            ConstRow(value_sum, value.cols) * calls.dropout_scale;
         continue;
       }
     }

@@ -94,7 +94,7 @@ inline bool make_contiguous(const std::array<Index, 4>& sizes, std::size_t eleme
   return extent_fits({count, 1, 1, 1}, {1, 1, 1, 1}, element_size);
 }
 
-/// The same, or an error.
+/// make_contiguous(), or an error.
 inline std::array<Index, 4> contiguous_strides(const char* where, const std::array<Index, 4>& sizes,
                                                std::size_t element_size, Index& count) {
   std::array<Index, 4> strides{};

@@ -151,6 +151,20 @@ class Tensor {
     storage_.setZero(count);
   }
 
+  Tensor(const Tensor&) = default;
+  Tensor& operator=(const Tensor&) = default;
+  /// What has been moved from is empty.
+  Tensor(Tensor&& other) noexcept { *this = std::move(other); }
+  Tensor& operator=(Tensor&& other) noexcept {
+    if (this == &other) return *this;
+    sizes_ = std::exchange(other.sizes_, {});
+    strides_ = std::exchange(other.strides_, {});
+    storage_ = std::move(other.storage_);
+    other.storage_.resize(0);
+    return *this;
+  }
+  ~Tensor() = default;
+
   Index size(std::size_t axis) const noexcept { return sizes_[axis]; }
   const std::array<Index, 4>& sizes() const noexcept { return sizes_; }
   bool empty() const noexcept { return storage_.size() == 0; }
