@@ -166,13 +166,13 @@ void check_shared_mistakes(const std::string& function, const Call& call) {
   add("key.cols() must equal kdim, got 8 and 5", in.query, M(8, 8), in.value);
   add("value.cols() must equal vdim, got 5 and 6", in.query, in.key, M(8, 5));
   add("value.rows() must equal key.rows() (kv_len), got 7 and 8", in.query, in.key, M(7, 6));
-  mistakes.push_back({"query.data() must not be null, got 6 x 8", [&] {
+  mistakes.push_back({"query.data must not be null, got sizes [1, 1, 6, 8]", [&] {
                         call(layer, nowhere(6, 8), in.key, in.value, mha::All{}, Options{});
                       }});
-  mistakes.push_back({"key.data() must not be null, got 8 x 5", [&] {
+  mistakes.push_back({"key.data must not be null, got sizes [1, 1, 8, 5]", [&] {
                         call(layer, in.query, nowhere(8, 5), in.value, mha::All{}, Options{});
                       }});
-  mistakes.push_back({"value.data() must not be null, got 8 x 6", [&] {
+  mistakes.push_back({"value.data must not be null, got sizes [1, 1, 8, 6]", [&] {
                         call(layer, in.query, in.key, nowhere(8, 6), mha::All{}, Options{});
                       }});
   // Rows without memory of their own reach any number.
@@ -180,11 +180,11 @@ void check_shared_mistakes(const std::string& function, const Call& call) {
   using Endless = Eigen::Map<const Matrix<float>, 0, Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>>;
   const Endless endless(&one, (Index{1} << 30) + 1, 8,
                         Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>(0, 0));
-  mistakes.push_back({"the rows of query must lie between 0 and 1073741824, got 1073741825",
+  mistakes.push_back({"query must have between 0 and 1073741824 entries along rows, got 1073741825",
                       [&] { call(layer, endless, in.key, in.value, mha::All{}, Options{}); }});
   for (const auto& wrong : {wrong_options(), wrong_positions()}) {
-    for (const auto& [part, options] : wrong) {
-      mistakes.push_back({part, [&in, &layer, &call, options = options] {
+    for (const auto& [part, given] : wrong) {
+      mistakes.push_back({part, [&in, &layer, &call, options = given] {
                             call(layer, in.query, in.key, in.value, mha::All{}, options);
                           }});
     }
@@ -260,7 +260,7 @@ TEST_CASE("misuse of a layer's config", "[misuse][layer]") {
          {"got 6 and 4", with_rotary({.pairs = RotaryPairs::half, .dim = 6})},
          {"got -2 and 4", with_rotary({.pairs = RotaryPairs::half, .dim = -2})},
          {"dim must be even, got 3", with_rotary({.pairs = RotaryPairs::half, .dim = 3})},
-         {"got 0.0", with_rotary({.pairs = RotaryPairs::half, .base = 0})},
+         {"finite, got 0", with_rotary({.pairs = RotaryPairs::half, .base = 0})},
          {"got inf", with_rotary({.pairs = RotaryPairs::half, .base = inf})},
          {"got nan",
           with_rotary({.pairs = RotaryPairs::half, .base = mha::test::nan_of<double>()})}});
@@ -310,12 +310,16 @@ TEST_CASE("misuse of forward_into", "[misuse][layer]") {
   using Stride = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
   add("output must be 6 x 7, got 5 x 7", Map(output.data(), 5, 7));
   add("output must be 6 x 7, got 6 x 6", Map(output.data(), 6, 6));
-  add("output.data() must not be null, got 6 x 7", nowhere(6, 7));
-  add("got strides 0 and 1 for 6 x 7", Strided(output.data(), 6, 7, Stride(0, 1)));
-  add("got strides 7 and 0 for 6 x 7", Strided(output.data(), 6, 7, Stride(7, 0)));
-  add("got strides 4 and 1 for 6 x 7", Strided(output.data(), 6, 7, Stride(4, 1)));
-  add("got strides 2 and 4 for 6 x 7", Strided(output.data(), 6, 7, Stride(2, 4)));
-  add("output must not overlap query, got 6 x 7 and 6 x 8", Map(in.query.data(), 6, 7));
+  add("output.data must not be null, got sizes [1, 1, 6, 7]", nowhere(6, 7));
+  add("got sizes [1, 1, 6, 7] and strides [0, 0, 0, 1]",
+      Strided(output.data(), 6, 7, Stride(0, 1)));
+  add("got sizes [1, 1, 6, 7] and strides [0, 0, 7, 0]",
+      Strided(output.data(), 6, 7, Stride(7, 0)));
+  add("got sizes [1, 1, 6, 7] and strides [0, 0, 4, 1]",
+      Strided(output.data(), 6, 7, Stride(4, 1)));
+  add("got sizes [1, 1, 6, 7] and strides [0, 0, 2, 4]",
+      Strided(output.data(), 6, 7, Stride(2, 4)));
+  add("output must not overlap query, got", Map(in.query.data(), 6, 7));
   add("output must not overlap query", Map(in.query.data() + 47, 6, 7));
   add("output must not overlap", Map(in.key.data() + 39, 6, 7));  // and what lies behind it
   add("output must not overlap", Map(in.value.data() + 47, 6, 7));
@@ -348,9 +352,9 @@ TEST_CASE("misuse of workspace_bytes", "[misuse][layer]") {
        [&] { (void)layer.workspace_bytes(6, -8); }},
       {"got 4611686018427387904", [&] { (void)layer.workspace_bytes(kHuge, kHuge); }},
       {"got 1073741825", [&] { (void)layer.workspace_bytes(6, (Index{1} << 30) + 1); }}};
-  for (const auto& [part, options] : wrong_options()) {
+  for (const auto& [part, given] : wrong_options()) {
     mistakes.push_back(
-        {part, [&layer, options = options] { (void)layer.workspace_bytes(6, 8, options); }});
+        {part, [&layer, options = given] { (void)layer.workspace_bytes(6, 8, options); }});
   }
   for (const WrongLayer& wrong : wrong_layers()) {
     mistakes.push_back({wrong.part, [wrong] {
@@ -376,7 +380,7 @@ TEST_CASE("misuse of forward_training", "[misuse][layer][gradient]") {
   const Matrix<float> before = pass.output;
   check(
       function,
-      {{"pass.output must not overlap query, got 1 x 48 and 6 x 8",
+      {{"pass.output must not overlap query, got",
         [&] { square.forward_training(pass, pass.output); }},
        {"pass.output must not overlap key", [&] { square.forward_training(pass, x, pass.output); }},
        {"pass.output must not overlap value",
@@ -453,7 +457,7 @@ TEST_CASE("misuse of backward", "[misuse][layer][gradient]") {
   refused("grad_output must be 6 x 7, got 5 x 7", with_grad(Matrix<float>(5, 7)));
   refused("grad_output must be 6 x 7, got 6 x 8", with_grad(Matrix<float>(6, 8)));
   refused("grad_output must be 6 x 7, got 0 x 0", with_grad(Matrix<float>()));
-  refused("grad_output.data() must not be null, got 6 x 7", with_grad(nowhere(6, 7)));
+  refused("grad_output.data must not be null, got sizes [1, 1, 6, 7]", with_grad(nowhere(6, 7)));
 
   // The options.
   const auto with_options = [&](const auto& change) {
@@ -482,8 +486,8 @@ TEST_CASE("misuse of backward", "[misuse][layer][gradient]") {
   refused("kv_positions must be that of forward_training(), got 1 entries and 8",
           with_options([](Options& o) { o.kv_positions = 0; }));
   refused("got need_weights 1", with_options([](Options& o) { o.need_weights = true; }));
-  for (const auto& [part, wrong] : wrong_options()) {
-    refused("", [&, wrong = wrong] { layer.backward(gradients, pass, grad, rule, wrong); });
+  for (const auto& [part, given] : wrong_options()) {
+    refused("", [&, wrong = given] { layer.backward(gradients, pass, grad, rule, wrong); });
   }
 
   // Equal sequences of another number.
@@ -581,7 +585,7 @@ TEST_CASE("misuse of gradients as inputs", "[misuse][layer][gradient]") {
   square.forward_training(pass, x);
   square.backward(gradients, pass, x);
   const Matrix<float> before = gradients.query;
-  check(function, {{"gradients.query must not overlap grad_output, got 1 x 64 and 8 x 8",
+  check(function, {{"gradients.query must not overlap grad_output, got",
                     [&] { square.backward(gradients, pass, gradients.query); }},
                    {"gradients.query must not overlap the pass's query",
                     [&] {
@@ -604,4 +608,74 @@ TEST_CASE("misuse of gradients as inputs", "[misuse][layer][gradient]") {
                    {"out_proj.weight must not overlap grad_output",
                     [&] { square.backward(gradients, pass, gradients.out_proj.weight); }}});
   CHECK_THAT(gradients.query, HasBitsOf(before));
+}
+
+TEST_CASE("misuse of strides, of positions and of the layer's own memory",
+          "[misuse][layer][regression]") {
+  Layer layer({.embed_dim = 8, .num_heads = 2, .rotary = Rotary{.pairs = RotaryPairs::half}});
+  std::vector<float> memory(64, kSentinel);
+  const Matrix<float> x = random_matrix<float>(4, 8, 1);
+  using Strided = Eigen::Map<Matrix<float>, 0, Eigen::OuterStride<>>;
+  const Strided far(memory.data(), 4, 8, Eigen::OuterStride<>(Index{1} << 60));
+  const auto into = [&](Index stride) {
+    return [&, stride] {
+      layer.forward_into(Strided(memory.data(), 4, 8, Eigen::OuterStride<>(stride)), x);
+    };
+  };
+  check("MultiHead::forward", {{"no element of query may lie farther than an address reaches",
+                                [&] { (void)layer.forward(far); }},
+                               {"positions must be given beside kv_positions, got 0 and 1", [&] {
+                                  (void)layer.forward(x, mha::All{}, {.kv_positions = 100});
+                                }}});
+  check("MultiHead::forward_into",
+        {{"no element of output may lie farther than an address reaches", into(Index{1} << 62)},
+         {"output must have a place of its own for every element", into(4)},
+         {"output must not overlap out_proj.weight",
+          [&] { layer.forward_into(layer.out_proj.weight, random_matrix<float>(8, 8, 1)); }}});
+  Pass pass;
+  Gradients gradients(layer);
+  layer.forward_training(pass, x);
+  const auto backward = [&](const auto& grad) {
+    return [&] { layer.backward(gradients, pass, grad); };
+  };
+  check("MultiHead::forward_training",
+        {{"no element of query may lie farther", [&] { layer.forward_training(pass, far); }}});
+  layer.forward_training(pass, x);
+  check("MultiHead::backward", {{"no element of grad_output may lie farther", backward(far)}});
+  for (const float number : memory) CHECK(number == kSentinel);
+}
+
+TEST_CASE("misuse of a rule of other numbers or sizes than in the forward pass",
+          "[misuse][layer][gradient][regression]") {
+  Layer heads({.embed_dim = 8, .num_heads = 2});
+  const Matrix<float> x = random_matrix<float>(4, 8, 1);
+  Pass pass;
+  Gradients gradients(heads);
+  const auto refused = [&](const auto& then, const auto& now) {
+    heads.forward_training(pass, x, then);
+    heads.backward(gradients, pass, x, then);
+    const Matrix<float> before = gradients.query;
+    check("MultiHead::backward", {{"rule must have the numbers and sizes",
+                                   [&] { heads.backward(gradients, pass, x, now); }}});
+    CHECK_THAT(gradients.query, HasBitsOf(before));
+  };
+  const Matrix<float> whole = random_matrix<float>(4, 4, 2);
+  const Matrix<float> row = random_matrix<float>(1, 4, 2);
+  const Eigen::Vector2f two(0.5F, 0.25F);
+  const Eigen::Vector2f others(0.5F, 0.125F);
+  refused(mha::bias(whole), mha::bias(row));
+  refused(mha::causal(), mha::causal_lower_right());
+  refused(mha::causal(), mha::causal_offset(0));
+  refused(mha::alibi(two), mha::alibi(others));
+  refused(mha::sinks(two), mha::sinks(others));
+  refused(mha::window(1, 0), mha::window(2, 0));
+  refused(mha::lengths(3), mha::lengths(4));
+  refused(mha::dropout(0.1, 1), mha::dropout(0.1, 2));
+  refused(mha::softcap(3), mha::softcap(4));
+  refused(mha::scale(0.5) & mha::causal(), mha::scale(0.25) & mha::causal());
+  // One that collects a gradient is the same rule.
+  Matrix<float> collected = Matrix<float>::Zero(4, 4);
+  heads.forward_training(pass, x, mha::bias(whole));
+  CHECK_NOTHROW(heads.backward(gradients, pass, x, mha::bias(whole, collected)));
+  CHECK(collected.norm() > 0);
 }

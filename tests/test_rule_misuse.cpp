@@ -147,8 +147,10 @@ TEST_CASE("matrices and tensors of rules without memory or of wrong sizes are re
   const TensorView<const bool> null_mask(nullptr, {1, 1, 3, 4});
   const float number = 0;
   const bool yes = true;
-  const TensorView<const float> negative_bias(&number, {1, 1, 3, -4});
-  const TensorView<const bool> negative_mask(&yes, {1, -1, 3, 4});
+  TensorView<const float> negative_bias(&number, {1, 1, 3, 4});
+  negative_bias.sizes[3] = -4;
+  TensorView<const bool> negative_mask(&yes, {1, 1, 3, 4});
+  negative_mask.sizes[1] = -1;
   const Eigen::Map<const Matrix<float>> null_map(nullptr, 3, 4);
   static const Matrix<float> bias = Matrix<float>::Zero(3, 5);
   static const Matrix<bool> mask = Matrix<bool>::Constant(4, 4, true);
@@ -323,7 +325,7 @@ TEST_CASE("biases saturate in long double too, and leave other numbers alone",
   const Matrix<Long> huge = Matrix<Long>::Constant(1, 1, -kHuge / 4 * 3);
   const auto rule = mha::bias(huge) & mha::bias(huge);
   CHECK(rule.score(Long(0), {}, 0, 0, 0, 0) == -kHuge);
-  CHECK(rule.score(kHuge, {}, 0, 0, 0, 0) == -kHuge / 2);
+  CHECK(rule.score(kHuge, {}, 0, 0, 0, 0) == Long(kHuge + huge(0, 0)) + huge(0, 0));
   const Matrix<double> one = Matrix<double>::Ones(1, 1);
   const mha::Dual<double> sum =
       (mha::bias(one) & mha::alibi(2.0)).score(mha::Dual<double>(3, 5), {1, 1, 1}, 0, 0, 0, 0);
@@ -359,4 +361,57 @@ TEST_CASE("alibi_slope answers for any number of heads", "[rules][alibi][regress
   CHECK(mha::alibi_slope(0, (Index{1} << 62) + 1) == std::exp2(-0x1p-59));
   CHECK(mha::alibi_slope((Index{1} << 62) - 1, kMost) == 1.0 / 256);
   CHECK(mha::alibi_slope(kMost - 1, kMost) == 1.0 / 256);  // rounded
+}
+
+TEST_CASE("rules that place the queries differently are refused", "[rules][mask][regression]") {
+  check_all({
+      {"mha::attention_into: query_offset and other rules must place the queries alike, got offset "
+       "5 "
+       "and offset 1 for sequence 0",
+       call(mha::query_offset(5) & mha::causal_offset(1))},
+      {"got offset 5 and offset 3 for sequence 1",
+       call(mha::query_offset(5) & mha::query_offset({5, 3}))},
+      {"got offset 2 and offset 1 for sequence 0",
+       call(mha::causal_lower_right() & mha::query_offset(2))},
+  });
+  CHECK_NOTHROW(call(mha::query_offset(5) & mha::causal() & mha::causal_offset(5))());
+  CHECK_NOTHROW(call(mha::query_offset(1) & mha::causal_lower_right())());
+  CHECK_NOTHROW(call(mha::causal_offset(5) & mha::causal_lower_right() & mha::causal())());
+}
+
+TEST_CASE("memory of rules that no address reaches, or that is read and written, is refused",
+          "[rules][errors][regression]") {
+  std::vector<float> numbers(16, 0);
+  std::vector<char> answers(16, 1);
+  TensorView<const float> bias(numbers.data(), {1, 1, 3, 4});
+  TensorView<const bool> mask(reinterpret_cast<const bool*>(answers.data()), {1, 1, 3, 4});
+  bias.strides[2] = mask.strides[2] = Index{1} << 61;
+  Matrix<float> own = Matrix<float>::Zero(3, 4);
+  check_all({
+      {"mha::bias: no element may lie farther", [&] { (void)mha::bias(bias); }},
+      {"mha::keep: no element may lie farther", [&] { (void)mha::keep(mask); }},
+      {"mha::ignore: no element may lie farther", [&] { (void)mha::ignore(mask); }},
+      {"mha::bias: the gradient must not overlap the bias", [&] { (void)mha::bias(own, own); }},
+  });
+}
+
+TEST_CASE("a function object made from a pointer is a function", "[rules][score_mod][regression]") {
+  struct Shifted {
+    explicit(false) Shifted(std::shared_ptr<float> shift) : by(std::move(shift)) {}
+    float operator()(float s, Index, Index, Index, Index) const { return s + *by; }
+    std::shared_ptr<float> by;
+  };
+  CHECK_NOTHROW(call(mha::score_mod(Shifted(std::make_shared<float>(1.0F))))());
+}
+
+TEST_CASE("a sink of infinity has the gradient 0", "[rules][sinks][gradient][regression]") {
+  const Matrix<double> q = mha::test::random_matrix<double>(3, 2, 1);
+  const Matrix<double> k = mha::test::random_matrix<double>(4, 2, 2);
+  const Eigen::VectorXd logit = Eigen::VectorXd::Constant(1, infinity_of<double>());
+  Eigen::VectorXd gradient = Eigen::VectorXd::Zero(1);
+  const auto rule = mha::sinks(logit, gradient);
+  const auto forward = mha::scaled_dot_product_attention_forward(q, k, k, rule, {.need_lse = true});
+  const auto gradients = mha::scaled_dot_product_attention_backward(q, q, k, k, forward, rule);
+  CHECK(gradient(0) == 0);
+  CHECK(gradients.value.isZero(0));
 }

@@ -2,8 +2,7 @@
 //
 // A whole call: many heads of many sequences. Its checks, and how it is cut into heads and
 // computed: by the kernels (float, double, 16-bit types), without them by tiled.hpp, or by
-// reference.hpp (every other scalar). What
-// attention.hpp and multi_head.hpp share.
+// reference.hpp (every other scalar). What attention.hpp and multi_head.hpp share.
 #pragma once
 
 #include "mha/checks.hpp"
@@ -185,9 +184,11 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
   for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
   const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
   rules.template check<accumulator_t<Scalar>>(call);
-  if (RuleSet::kPlacesQueries && !past_len.empty()) {
+  const bool has_said = !past_len.empty();
+  if (RuleSet::kPlaces + int{has_said} > 1) {
     for (Index b = 0; b < call.batch; ++b) {
-      rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b);
+      rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b,
+                        has_said);
     }
   }
   return {call, ranges};

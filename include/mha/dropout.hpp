@@ -40,7 +40,7 @@ class Dropout : public Rule {
  public:
   Dropout(double probability, std::uint64_t seed)
       : threshold_(static_cast<std::uint64_t>(std::llround(checked(probability) * 0x1p32))),
-        scale_(probability < 1 ? 1 / (1 - probability) : 0),
+        scale_(probability < 1 ? 1 / (1 - static_cast<long double>(probability)) : 0),
         seed_(seed) {}
 
   DropoutRow row(Index b, Index h, Index i) const {
@@ -53,8 +53,16 @@ class Dropout : public Rule {
   /// Weights whose bits are below it are dropped: 2^32 p.
   std::uint64_t threshold() const { return threshold_; }
   /// 1 / (1 - p), or 0 where all are dropped.
-  double dropout_scale() const { return scale_; }
+  template <class T = double>
+  T dropout_scale() const {
+    if constexpr (std::is_floating_point_v<T>) {
+      return static_cast<T>(scale_);
+    } else {
+      return detail::convert<T>(static_cast<double>(scale_));
+    }
+  }
   bool keeps(const DropoutRow& row, Index j) const { return row.bits(j) >= threshold_; }
+  void add_to(detail::Digest& digest) const { digest.add(threshold_).add(seed_); }
 
  private:
   static double checked(double probability) {
@@ -70,7 +78,7 @@ class Dropout : public Rule {
   }
 
   std::uint64_t threshold_;
-  double scale_;
+  long double scale_;
   std::uint64_t seed_;
 };
 

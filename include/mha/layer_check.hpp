@@ -7,11 +7,11 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <numeric>
+#include <string_view>
 #include <utility>
 
+#include "mha/checks.hpp"
 #include "mha/multi_head_config.hpp"
-#include "mha/overlap.hpp"
 #include "mha/projection.hpp"
 #include "mha/sequences.hpp"
 
@@ -46,6 +46,7 @@ class ObjectId {
 struct PassOrigin {
   std::uint64_t layer = 0;     ///< the ObjectId; 0 = the pass has not been run
   const void* rule = nullptr;  ///< rule_identity()
+  std::uint64_t digest = 0;    ///< of the rule
   std::array<Index, 4> biases{};
   IndexList sequences{}, kv_sequences{}, past_len{}, positions{}, kv_positions{};
 
@@ -56,6 +57,7 @@ struct PassOrigin {
     if (this == &other) return *this;
     layer = std::exchange(other.layer, 0);
     rule = other.rule;
+    digest = other.digest;
     biases = other.biases;
     sequences = std::move(other.sequences);
     kv_sequences = std::move(other.kv_sequences);
@@ -71,9 +73,10 @@ struct PassOrigin {
     return {layer.q_proj.bias.size(), layer.k_proj.bias.size(), layer.v_proj.bias.size(),
             layer.out_proj.bias.size()};
   }
-  template <class Layer>
-  void record(const Layer& of, const void* rule_of_call, const MultiHeadOptions& options) {
-    rule = rule_of_call;
+  template <class Layer, class RuleSet>
+  void record(const Layer& of, const RuleSet& rules, const MultiHeadOptions& options) {
+    rule = rule_identity<RuleSet>();
+    digest = rules.digest();
     biases = biases_of(of);
     sequences = options.sequences;
     kv_sequences = options.kv_sequences;
@@ -83,36 +86,47 @@ struct PassOrigin {
   }
 };
 
-/// Do two elements of the view share an address? i * row_stride + j * col_stride is 0 for some
-/// |i| < rows and |j| < cols that are not both 0: if at all, then for the smallest such pair.
+/// A matrix of a call as checks.hpp takes views: its sizes, strides and memory are right.
 template <class T>
-bool elements_coincide(const MatrixView<T>& m) {
-  if (m.rows == 0 || m.cols == 0 || (m.col_stride == 1 && m.row_stride >= m.cols)) return false;
-  if (m.row_stride == 0) return m.rows > 1 || (m.col_stride == 0 && m.cols > 1);
-  if (m.col_stride == 0) return m.cols > 1;
-  const Index common = std::gcd(m.row_stride, m.col_stride);
-  const auto magnitude = [](Index n) { return n < 0 ? -n : n; };
-  return magnitude(m.col_stride / common) < m.rows && magnitude(m.row_stride / common) < m.cols;
-}
+class PlacedMatrix {
+ public:
+  PlacedMatrix(const char* where, const char* name, const MatrixView<T>& m)
+      : what_{name, {"batch", "num_heads", "rows", "columns"}},
+        view_(as_tensor(m)),
+        range_(check_view(where, what_, view_)) {}
+  Placed<T> placed() const MHA_LIFETIMEBOUND { return {what_, view_, range_}; }
 
-template <class T>
-void check_memory(const char* where, const char* name, const MatrixView<T>& m) {
-  require(m.data != nullptr || m.rows == 0 || m.cols == 0, where, ": ", name,
-          ".data() must not be null, got ", m.rows, " x ", m.cols, " at null");
-}
+ private:
+  Named what_;
+  TensorView<T> view_;
+  AddressRange range_;
+};
 
+/// `result`, named by the first, is written while the other is still in use.
 template <class A, class B>
-void check_apart(const char* where, const char* name, const MatrixView<A>& written,
-                 const char* input_name, const MatrixView<B>& input) {
-  require(!overlaps(written, input), where, ": ", name, " must not overlap ", input_name, ", got ",
-          written.rows, " x ", written.cols, " and ", input.rows, " x ", input.cols,
-          " in shared memory");
+void check_apart(const char* where, const PlacedMatrix<A>& result, const PlacedMatrix<B>& other) {
+  check_apart(where, result.placed(), other.placed());
 }
 
 /// A weight or bias as rows of memory, whatever Eigen says of its strides.
 template <class M>
 auto memory_of(M& m) {
   return MatrixView<std::remove_pointer_t<decltype(m.data())>>{m.data(), 1, m.size(), m.size(), 1};
+}
+
+/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.
+template <class Holder, class F>
+void for_each_parameter(Holder& holder, const F& f) {
+  f("q_proj.weight", holder.q_proj.weight);
+  f("q_proj.bias", holder.q_proj.bias);
+  f("k_proj.weight", holder.k_proj.weight);
+  f("k_proj.bias", holder.k_proj.bias);
+  f("v_proj.weight", holder.v_proj.weight);
+  f("v_proj.bias", holder.v_proj.bias);
+  f("out_proj.weight", holder.out_proj.weight);
+  f("out_proj.bias", holder.out_proj.bias);
+  f("bias_k", holder.bias_k);
+  f("bias_v", holder.bias_v);
 }
 
 /// The parameters are public: they may have been replaced by some of another shape.
@@ -174,6 +188,8 @@ inline void check_call_positions(const char* where, const MultiHeadConfig& c, In
   require(kv_positions.size() <= 1 || kv_positions.size() == key_rows, where,
           ": kv_positions must be one number, or one per row of key, got ", kv_positions.size(),
           " and ", key_rows);
+  require(kv_positions.empty() || !positions.empty(), where,
+          ": positions must be given beside kv_positions, got 0 and ", kv_positions.size());
   require(!kv_positions.empty() || positions.size() <= 1 || query_rows == key_rows, where,
           ": kv_positions must be given beside positions, since key.rows() is not query.rows(): ",
           key_rows, " and ", query_rows);
@@ -184,12 +200,12 @@ template <class RuleSet>
 void check_places(const char* where, const MultiHeadConfig& c, const RuleSet& rules,
                   const SequenceBatch& batch, const MultiHeadOptions& options) {
   const bool keys_follow = c.rotary && !options.positions.empty() && options.kv_positions.empty();
-  const bool said = RuleSet::kPlacesQueries && !options.past_len.empty();
-  if (!keys_follow && !said) return;
+  const bool said = !options.past_len.empty();
+  if (!keys_follow && RuleSet::kPlaces + int{said} < 2) return;
   for (Index b = 0; b < batch.count; ++b) {
     const Extent extent{c.num_heads, batch.query_len_of(options, b), batch.kv_len_of(options, b),
                         options.past_len[b]};
-    if (said) rules.check_place(where, extent, b);
+    if (RuleSet::kPlaces + int{said} > 1) rules.check_place(where, extent, b, said);
     if (!keys_follow) continue;
     const Index place = rules.placed(extent, b, 0).offset;
     require(place == 0, where,
@@ -212,9 +228,9 @@ SequenceBatch check_call(const char* where, const Layer& layer, const View& quer
           c.vdim);
   require(value.rows == key.rows, where, ": value.rows() must equal key.rows() (kv_len), got ",
           value.rows, " and ", key.rows);
-  check_memory(where, "query", query);
-  check_memory(where, "key", key);
-  check_memory(where, "value", value);
+  (void)PlacedMatrix(where, "query", query);
+  (void)PlacedMatrix(where, "key", key);
+  (void)PlacedMatrix(where, "value", value);
   check_parameters(where, layer);
   const SequenceBatch batch = cut_sequences(where, query.rows, key.rows, options);
   check_total_size<typename Layer::Acc>(where, c, query.rows, key.rows, batch,
@@ -226,7 +242,7 @@ SequenceBatch check_call(const char* where, const Layer& layer, const View& quer
   return batch;
 }
 
-/// An output of yours: its shape, its memory, and that no input lies there.
+/// An output of yours: its shape, its memory, and that no input or parameter lies there.
 template <class Layer, class View>
 void check_output(const char* where, const Layer& layer,
                   const MatrixView<typename Layer::Scalar>& output, const View& query,
@@ -234,13 +250,17 @@ void check_output(const char* where, const Layer& layer,
   const Index out_dim = layer.config().out_dim;
   require(output.rows == query.rows && output.cols == out_dim, where, ": output must be ",
           query.rows, " x ", out_dim, ", got ", output.rows, " x ", output.cols);
-  check_memory(where, "output", output);
-  require(!elements_coincide(output), where,
-          ": the entries of output must not share memory, got strides ", output.row_stride, " and ",
-          output.col_stride, " for ", output.rows, " x ", output.cols);
-  check_apart(where, "output", output, "query", query);
-  check_apart(where, "output", output, "key", key);
-  check_apart(where, "output", output, "value", value);
+  const PlacedMatrix written(where, "output", output);
+  check_own_places(where, written.placed());
+  const auto apart = [&](const char* name, const auto& read) {
+    check_apart(where, written, PlacedMatrix(where, name, read));
+  };
+  apart("query", query);
+  apart("key", key);
+  apart("value", value);
+  for_each_parameter(layer, [&](std::string_view name, const auto& parameter) {
+    apart(name.data(), memory_of(parameter));
+  });
 }
 
 inline void check_output_alone(const char* where, const MultiHeadOptions& options) {

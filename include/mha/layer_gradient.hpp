@@ -37,21 +37,6 @@ struct Parameter {
 
 namespace detail {
 
-/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.
-template <class Holder, class F>
-void for_each_parameter(Holder& holder, const F& f) {
-  f("q_proj.weight", holder.q_proj.weight);
-  f("q_proj.bias", holder.q_proj.bias);
-  f("k_proj.weight", holder.k_proj.weight);
-  f("k_proj.bias", holder.k_proj.bias);
-  f("v_proj.weight", holder.v_proj.weight);
-  f("v_proj.bias", holder.v_proj.bias);
-  f("out_proj.weight", holder.out_proj.weight);
-  f("out_proj.bias", holder.out_proj.bias);
-  f("bias_k", holder.bias_k);
-  f("bias_v", holder.bias_v);
-}
-
 template <class Holder>
 auto parameters_of(Holder& holder) {
   using Scalar = std::remove_reference_t<decltype(*holder.bias_k.data())>;
@@ -146,10 +131,10 @@ class LayerGradient : public LayerPass<Layer> {
   /// No input of a pass lies in its output, which is written while they are still needed.
   void check_inputs(const char* where, const Tape& tape, const View& query, const View& key,
                     const View& value) const {
-    const auto output = memory_of(tape.output);
-    check_apart(where, "pass.output", output, "query", query);
-    check_apart(where, "pass.output", output, "key", key);
-    check_apart(where, "pass.output", output, "value", value);
+    const PlacedMatrix output(where, "pass.output", memory_of(tape.output));
+    check_apart(where, output, PlacedMatrix(where, "query", query));
+    check_apart(where, output, PlacedMatrix(where, "key", key));
+    check_apart(where, output, PlacedMatrix(where, "value", value));
   }
 
   /// The backward pass is that of this layer, rule and options, and writes over none of its inputs.
@@ -179,19 +164,22 @@ class LayerGradient : public LayerPass<Layer> {
     require(grad_output.rows == tape.query_.rows && grad_output.cols == out_dim, where,
             ": grad_output must be ", tape.query_.rows, " x ", out_dim, ", got ", grad_output.rows,
             " x ", grad_output.cols);
-    check_memory(where, "grad_output", grad_output);
+    const PlacedMatrix grad(where, "grad_output", grad_output);
     check_output_alone(where, options);
     const SequenceBatch batch = cut_sequences(where, tape.query_.rows, tape.key_.rows, options);
     check_same_options(where, options, batch, tape.batch_, origin);
     rules.template check<typename Layer::Acc>({where, batch.count, layer_.config().num_heads,
                                                batch.query_len, batch.kv_len, batch.ragged});
+    require(origin.digest == rules.digest(), where,
+            ": rule must have the numbers and sizes that it had in forward_training(), got digest ",
+            rules.digest(), " and ", origin.digest);
     check_places(where, layer_.config(), rules, batch, options);
     const auto apart = [&](const char* name, const auto& values) {
-      const auto written = memory_of(values);
-      check_apart(where, name, written, "grad_output", grad_output);
-      check_apart(where, name, written, "the pass's query", tape.query_);
-      check_apart(where, name, written, "the pass's key", tape.key_);
-      check_apart(where, name, written, "the pass's value", tape.value_);
+      const PlacedMatrix written(where, name, memory_of(values));
+      check_apart(where, written, grad);
+      check_apart(where, written, PlacedMatrix(where, "the pass's query", tape.query_));
+      check_apart(where, written, PlacedMatrix(where, "the pass's key", tape.key_));
+      check_apart(where, written, PlacedMatrix(where, "the pass's value", tape.value_));
     };
     apart("gradients.query", grads.query);
     apart("gradients.key", grads.key);
@@ -204,7 +192,7 @@ class LayerGradient : public LayerPass<Layer> {
   void forward(Tape& tape, const View& query, const View& key, const View& value,
                const RuleSet& rules, const Options& options, const SequenceBatch& batch) const {
     tape.origin_.layer = 0;  // until it has been run
-    tape.origin_.record(layer_, rule_identity<RuleSet>(), options);
+    tape.origin_.record(layer_, rules, options);
     tape.query_ = query;
     tape.key_ = key;
     tape.value_ = value;

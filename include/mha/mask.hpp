@@ -107,8 +107,11 @@ void check_memory(const char* rule, const TensorView<Scalar>& view) {
   const bool has_sizes = n[0] >= 0 && n[1] >= 0 && n[2] >= 0 && n[3] >= 0;
   const bool empty = n[0] == 0 || n[1] == 0 || n[2] == 0 || n[3] == 0;
   require(has_sizes && (empty || view.data != nullptr), rule,
-          has_sizes ? ": data must not be null" : ": sizes must not be negative", ", got [", n[0],
-          ", ", n[1], ", ", n[2], ", ", n[3], "]");
+          has_sizes ? ": data must not be null" : ": sizes must not be negative", ", got ",
+          list_text(n));
+  require(extent_fits(n, view.strides, sizeof(Scalar)), rule,
+          ": no element may lie farther than an address reaches, got sizes ", list_text(n),
+          " and strides ", list_text(view.strides));
 }
 
 /// A number for each (b, h, i, j) of a call: memory seen through strides, an axis of size 1 serving
@@ -143,6 +146,7 @@ class Grid {
   const Scalar& operator()(Index b, Index h, Index i, Index j) const { return view_(b, h, i, j); }
 
   const std::array<Index, 4>& sizes() const { return view_.sizes; }
+  const TensorView<const Scalar>& view() const { return view_; }
 
   void check(const CallExtent& call, const char* rule) const {
     const std::array<Index, 4> wanted{call.batch, call.num_heads, call.query_len, call.kv_len};
@@ -220,6 +224,9 @@ class Causal : public Rule {
   KeyRange keys(const Extent& extent, Index b, Index /*h*/, Index i) const {
     return {0, detail::saturated_sum(i + 1, offset(extent, b))};
   }
+  void add_to(detail::Digest& digest) const {
+    digest.add(static_cast<Index>(align_)).add_list(given_);
+  }
 
  private:
   Align align_;
@@ -244,13 +251,15 @@ class QueryOffset : public Rule {
   explicit QueryOffset(IndexList n) : n_(std::move(n)) {}
   void check(const CallExtent& call) const { detail::check_list(call, "query_offset", n_); }
   void place(Extent& extent, Index b, Index /*h*/) const { extent.past_len = n_[b]; }
+  void add_to(detail::Digest& digest) const { digest.add_list(n_); }
 
  private:
   IndexList n_;
 };
 
 /// Query row 0 stands at key position n: what causal() and window() go by. As past_len in the options
-/// would say; a call that says both must say the same. Masks nothing by itself. One n, or one per
+/// would say; a call that says both must say the same, and so must causal rules beside it. Masks
+/// nothing by itself. One n, or one per
 /// sequence.
 inline QueryOffset query_offset(IndexList n) { return QueryOffset(std::move(n)); }
 
@@ -271,6 +280,7 @@ class Window : public Rule {
         left_ < 0 ? 0 : saturated_sum(i, saturated_difference(extent.offset, left_)),
         right_ < 0 ? extent.kv_len : saturated_sum(i + 1, saturated_sum(extent.offset, right_))};
   }
+  void add_to(detail::Digest& digest) const { digest.add(left_).add(right_); }
 
  private:
   Index left_;
@@ -307,6 +317,7 @@ class Lengths : public Rule {
   KeyRange keys(const Extent& /*extent*/, Index b, Index /*h*/, Index /*i*/) const {
     return {0, n_[b]};
   }
+  void add_to(detail::Digest& digest) const { digest.add_list(n_); }
 
  private:
   IndexList n_;
@@ -327,6 +338,7 @@ class BooleanMask : public Rule {
   bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
     return grid_(b, h, i, j) == kTrueMeansAttend;
   }
+  void add_to(detail::Digest& digest) const { digest.add_sizes(grid_.sizes()); }
 
  private:
   detail::Grid<bool> grid_;

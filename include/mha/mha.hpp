@@ -10,7 +10,7 @@
 //     reference.hpp    attention of one head as the formula says it; the specification
 //     types.hpp        Matrix, TensorView and Tensor [batch, head, token, channel]
 //     rules.hpp        what masks and score modifiers are, and how `&` joins them
-//     mask.hpp         causal, window, lengths, keep, ignore, mask_mod
+//     mask.hpp         causal, window, query_offset, lengths, keep, ignore, mask_mod
 //     score.hpp        scale, softcap, bias, alibi, score_mod, sinks
 //     attention.hpp    scaled_dot_product_attention, attention
 //     scores.hpp       attention_scores: what the softmax sees
@@ -28,9 +28,9 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, checks, overlap, tiled, product, projection, layer_memory, layer_pass,
-//     head_columns, sequences, extra_keys, initialise, floating, sizes, error, language (one sentence
-//     for compilers of an older C++)
+//     inside: batch, checks, overlap, tiled, product, projection, projection_gradient, layer_memory,
+//     layer_pass, layer_check, head_columns, sequences, extra_keys, initialise, floating, saturate,
+//     digest, sizes, error, language (one sentence for compilers of an older C++)
 #pragma once
 
 #include "mha/language.hpp"

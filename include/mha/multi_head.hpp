@@ -21,6 +21,20 @@
 
 namespace mha {
 
+namespace detail {
+
+template <class M>
+using eigen_scalar_t = typename std::remove_cvref_t<M>::Scalar;
+
+/// No argument is a matrix without a name, whose memory ends with the call.
+template <class... M>
+inline constexpr bool outlives_call = !((OwnsMemory<M> && !NamedMemory<M>) || ...);
+#define MHA_TEMPORARY_INPUT                                                                       \
+  "mha::MultiHead::forward_training: the pass refers to its inputs until backward(): give named " \
+  "matrices, not temporary ones"
+
+}  // namespace detail
+
 /// What MultiHead::forward returns.
 template <class Scalar>
 struct MultiHeadResult {
@@ -201,25 +215,28 @@ class MultiHead {
   /// A forward pass that backward() can undo: forward() in its forms, whose arguments must lie in
   /// memory and live until then. Weights and lse are not returned.
   /// @param pass  new, or used before: calls of the same sizes then work in its memory. No input may
-  ///              lie in its output
+  ///              lie in its output, and none be a temporary matrix, since the pass refers to them
   /// Memory: q, k, v, the concatenated heads and lse, kept in the pass.
   template <EigenInMemory Q, EigenInMemory K, EigenInMemory V, class RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, const Q& query, const K& key, const V& value,
+  void forward_training(TrainingPass<MultiHead>& pass, Q&& query, K&& key, V&& value,
                         const RuleType& rule = {}, const Options& options = {}) const {
-    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
-                                   RuleType>::kChecked);
+    static_assert(detail::TypesFit<detail::eigen_scalar_t<Q>, detail::eigen_scalar_t<K>,
+                                   detail::eigen_scalar_t<V>, RuleType>::kChecked);
+    static_assert(detail::outlives_call<Q, K, V>, MHA_TEMPORARY_INPUT);
     forward_training_views(pass, matrix_view(query), matrix_view(key), matrix_view(value),
                            detail::as_rules(rule), options);
   }
   template <EigenInMemory X, EigenInMemory C, IsRule RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, const X& x, const C& context,
+  void forward_training(TrainingPass<MultiHead>& pass, X&& x, C&& context,
                         const RuleType& rule = {}, const Options& options = {}) const {
+    static_assert(detail::outlives_call<X, C>, MHA_TEMPORARY_INPUT);
     forward_training_views(pass, matrix_view(x), matrix_view(context), matrix_view(context),
                            detail::as_rules(rule), options);
   }
   template <EigenInMemory X, IsRule RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, const X& x, const RuleType& rule = {},
+  void forward_training(TrainingPass<MultiHead>& pass, X&& x, const RuleType& rule = {},
                         const Options& options = {}) const {
+    static_assert(detail::outlives_call<X>, MHA_TEMPORARY_INPUT);
     forward_training_views(pass, matrix_view(x), matrix_view(x), matrix_view(x),
                            detail::as_rules(rule), options);
   }
@@ -231,13 +248,13 @@ class MultiHead {
   /// @param pass         of forward_training() of this layer, not of a copy (a layer that was moved is
   ///                     still this one)
   /// @param grad_output  rows of query x out_dim
-  /// @param rule, options  as in forward_training(). A rule counts as the same if its type is: one
-  ///                     that collects a gradient, bias(m, gradient), counts as bias(m). Executor and
-  ///                     workspace may differ
+  /// @param rule, options  as in forward_training(): the rule of the same type, sizes and own numbers;
+  ///                     one that collects a gradient, bias(m, gradient), counts as bias(m). Executor
+  ///                     and workspace may differ
   /// @throws std::invalid_argument if anything of that does not hold; nothing has been written then.
-  ///         What cannot be seen is up to you: that the numbers of rules, inputs and parameters are
-  ///         those of the forward pass, and the inputs' memory still there. If not, gradients are
-  ///         those of something else
+  ///         What cannot be seen is up to you: that inputs, parameters, masks and biases, and what
+  ///         functions of yours do, are as in the forward pass, and the inputs' memory still there. If
+  ///         not, gradients are those of something else
   /// Cost: 2 to 2.5 times the forward pass.
   template <EigenInMemory G, class RuleType = All>
   void backward(MultiHeadGradients<MultiHead>& gradients, TrainingPass<MultiHead>& pass,
@@ -394,5 +411,7 @@ class MultiHead {
   MultiHeadConfig config_;
   detail::ObjectId id_;
 };
+
+#undef MHA_TEMPORARY_INPUT
 
 }  // namespace mha

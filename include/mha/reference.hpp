@@ -45,7 +45,7 @@ const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
   } else {
     const auto& dropout = *rules.dropout();
     const auto row = dropout.row(b, h, i);
-    const auto scale = detail::convert<Acc>(dropout.dropout_scale());
+    const auto scale = dropout.template dropout_scale<Acc>();
     copy = weights;
     for (std::size_t k = 0; k < keys.size(); ++k) {
       copy[k] = dropout.keeps(row, keys[k]) ? Acc(copy[k] * scale) : Acc(0);

@@ -44,8 +44,7 @@ template <class Acc, class RuleSet>
 Acc dropout_factor(const RuleSet& rules, Index b, Index h, Index i, Index j) {
   if constexpr (RuleSet::kHasDropout) {
     const auto& dropout = *rules.dropout();
-    return detail::convert<Acc>(dropout.keeps(dropout.row(b, h, i), j) ? dropout.dropout_scale()
-                                                                       : 0);
+    return dropout.keeps(dropout.row(b, h, i), j) ? dropout.template dropout_scale<Acc>() : Acc(0);
   } else {
     return Acc(1);
   }
@@ -120,7 +119,8 @@ void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     }
     if constexpr (RuleSet::kCollectsGradient) {
       const std::optional<Acc> sink = rules.template sink<Acc>(h);
-      if (sink && !detail::is_minus_infinity(*sink)) {
+      // A sink of +infinity takes all the weight: its gradient is 0.
+      if (sink && !detail::is_minus_infinity(*sink) && !detail::is_minus_infinity(Acc(-*sink))) {
         rules.collect_sink_gradient(h, Acc(-Acc(Acc(exp(Acc(*sink - lse))) * delta)));
       }
     }

@@ -21,6 +21,7 @@
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call
+//   void     add_to(digest)                      what it consists of (digest.hpp)
 //   using Plain = ...;                           what its type counts as where a backward pass must
 //                                                have its forward pass's rule; itself if not given
 // Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
@@ -30,9 +31,11 @@
 #include "mha/language.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <tuple>
 
+#include "mha/digest.hpp"
 #include "mha/floating.hpp"
 #include "mha/lanes.hpp"
 #include "mha/types.hpp"
@@ -145,6 +148,11 @@ template <class R>
 concept HasDropout = requires(const R& r) {
   r.dropout_scale();
 };
+/// Those that say what they consist of, see digest.hpp.
+template <class R>
+concept HasDigest = requires(const R& r, Digest& d) {
+  r.add_to(d);
+};
 /// A rule with no member that is ever called is a mistake, not a rule that does nothing.
 template <class R>
 concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
@@ -229,22 +237,49 @@ class Rules final : public Rule {
     });
   }
 
-  /// Some rule may say where the queries stand among the keys.
-  static constexpr bool kPlacesQueries =
-      ((detail::HasOffset<Parts> || detail::HasPlace<Parts>) || ...);
+  /// Some rule may say where the queries stand among the keys; several may.
+  static constexpr int kPlaces =
+      (int{detail::HasOffset<Parts> || detail::HasPlace<Parts>} + ... + 0);
+  static constexpr bool kPlacesQueries = kPlaces > 0;
 
-  /// The call has said the past_len that stands in the extent: no rule may place the queries of
-  /// sequence b elsewhere.
-  void check_place(const char* where, const Extent& said, Index b) const {
+  /// Equal for rules of equal types, sizes and numbers (those that can be seen).
+  std::uint64_t digest() const {
+    detail::Digest digest;
     each([&](const auto& part) {
-      using Part = std::remove_cvref_t<decltype(part)>;
-      Extent extent = said;
-      if constexpr (detail::HasPlace<Part>) part.place(extent, b, 0);
-      Index own = extent.past_len;
-      if constexpr (detail::HasOffset<Part>) own = part.offset(extent, b);
-      detail::require(own == said.past_len, where,
-                      ": past_len and a rule must place the queries alike, got past_len ",
-                      said.past_len, " and offset ", own, " for sequence ", b);
+      if constexpr (detail::HasDigest<std::remove_cvref_t<decltype(part)>>) part.add_to(digest);
+    });
+    return digest.value();
+  }
+
+  /// The queries of sequence b have one place among the keys: that of the call's past_len, if it has
+  /// said one, else that of query_offset(); causal rules that say another are a mistake. (Of causal
+  /// rules by themselves the tightest counts.)
+  void check_place(const char* where, Extent extent, Index b, bool has_said) const {
+    constexpr Index kFollows =
+        std::numeric_limits<Index>::min() / 2;  // stands for "no other place"
+    std::optional<Index> place;
+    if (has_said) place = extent.past_len;
+    const auto agree = [&](Index own) {
+      if (own == kFollows) return;
+      if (!place) place = own;
+      detail::require(own == *place, where, ": ",
+                      has_said ? "past_len and a rule" : "query_offset and other rules",
+                      " must place the queries alike, got ", has_said ? "past_len " : "offset ",
+                      *place, " and offset ", own, " for sequence ", b);
+    };
+    extent.past_len = kFollows;
+    each([&](const auto& part) {
+      if constexpr (detail::HasPlace<std::remove_cvref_t<decltype(part)>>) {
+        Extent placed = extent;
+        part.place(placed, b, 0);
+        agree(placed.past_len);
+      }
+    });
+    if (!place) return;
+    each([&](const auto& part) {
+      if constexpr (detail::HasOffset<std::remove_cvref_t<decltype(part)>>) {
+        agree(part.offset(extent, b));
+      }
     });
   }
 
@@ -467,7 +502,7 @@ struct PlainRule<Rules<Parts...>> {
 template <class T>
 inline char type_tag = 0;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 
-/// The same for rules of the same plain type, within one program or shared library.
+/// Equal for rules of one plain type, within one program or shared library.
 template <class RuleSet>
 const void* rule_identity() {
   return &type_tag<typename PlainRule<std::remove_cvref_t<RuleSet>>::type>;

@@ -22,6 +22,7 @@ namespace mha {
 template <class T>
 struct Scale : Rule {
   T scale_value;
+  void add_to(detail::Digest& digest) const { digest.add_number(scale_value); }
 };
 
 /// Multiplies query * key^T in place of 1 / sqrt(head_dim). 0 and negative factors are fine.
@@ -37,6 +38,7 @@ template <class T>
 template <class T>
 struct Softcap : Rule {
   T softcap_value;
+  void add_to(detail::Digest& digest) const { digest.add_number(softcap_value); }
 };
 
 namespace detail {
@@ -80,6 +82,7 @@ class Bias : public Rule {
                Index j) const {
     return detail::saturated_sum(s, detail::convert_finite<Scalar>(grid_(b, h, i, j)));
   }
+  void add_to(detail::Digest& digest) const { digest.add_sizes(grid_.sizes()); }
 
  private:
   detail::Grid<T> grid_;
@@ -195,9 +198,11 @@ auto make_learned_bias(M&& m, G& gradient) {
   using T = grid_scalar_t<M>;
   auto grid = make_grid("bias", std::forward<M>(m));
   const auto sums = gradient_view(gradient);
-  require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape, got ",
-          list_text(sums.sizes), " and ", list_text(grid.sizes()));
+  require(grid.sizes() == sums.sizes, "bias: the gradient must have the bias's shape ",
+          list_text(grid.sizes()), ", got ", list_text(sums.sizes));
   check_memory("bias: the gradient", sums);
+  require(!overlaps(grid.view(), sums), "bias: the gradient must not overlap the bias, got sizes ",
+          list_text(grid.sizes()), " in shared memory");
   return LearnedBias<T, std::remove_pointer_t<decltype(sums.data)>>(std::move(grid), sums);
 }
 
@@ -312,6 +317,7 @@ class Alibi : public Rule {
     const int shift = static_cast<int>(extent.kv_len - extent.query_len);
     return s - slope<Scalar>(extent, h) * abs(i + shift - j);
   }
+  void add_to(detail::Digest& digest) const { digest.add_list(slopes_); }
 
  protected:
   template <class Scalar>
@@ -525,6 +531,7 @@ class Sinks : public Rule {
   Scalar sink(Index h) const {
     return detail::convert_finite<Scalar>(logits_(logits_.size() == 1 ? 0 : h));
   }
+  void add_to(detail::Digest& digest) const { digest.add_list(logits_); }
 
  private:
   Vector<T> logits_;

@@ -258,7 +258,7 @@ class TiledHead {
       const bool nothing = tile_.count[k] == 0;
       if (!nothing) tile_.acc.row(r) /= tile_.row_sum[k];
       if constexpr (RuleSet::kHasDropout) {
-        tile_.acc.row(r) *= convert<Acc>(rules_.dropout()->dropout_scale());
+        tile_.acc.row(r) *= rules_.dropout()->template dropout_scale<Acc>();
       }
       for (Index c = 0; c < task_.value.cols; ++c) {
         task_.output(row0_ + r, c) = nothing ? Out(0) : convert<Out>(tile_.acc(r, c));

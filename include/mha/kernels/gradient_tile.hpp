@@ -356,7 +356,9 @@ class GradientTile : public QueryTile<In, In, T> {
     T sink;
     if (grad_calls_.collect_sink == nullptr || !calls_.sink(calls_.rules, head_.h, sink)) return;
     for (Index l = 0; l < count_; ++l) {
-      if (mha::detail::is_minus_infinity(grad_task_.lse(first_ + l, 0)) || at_.allowed[l] == 0) {
+      // A sink of +infinity takes all the weight: its gradient is 0.
+      if (mha::detail::is_minus_infinity(grad_task_.lse(first_ + l, 0)) || at_.allowed[l] == 0 ||
+          mha::detail::is_minus_infinity(-sink)) {
         continue;
       }
       grad_calls_.collect_sink(calls_.rules, head_.h,

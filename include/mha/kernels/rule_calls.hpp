@@ -96,7 +96,7 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
   if constexpr (RuleSet::kHasDropout) {
     calls.dropout_row = detail::dropout_row<RuleSet>;
     calls.dropout_threshold = rules.dropout()->threshold();
-    calls.dropout_scale = mha::detail::convert<T>(rules.dropout()->dropout_scale());
+    calls.dropout_scale = rules.dropout()->template dropout_scale<T>();
   }
   calls.may_mask = RuleSet::kMayMask;
   if constexpr (RuleSet::kHasSoftcap) calls.softcap = rules.template softcap<T>();
