@@ -26,8 +26,12 @@ inline constexpr Index kFewQueries = 4;
 /// Entries of a head's keys from which on it pays to bring the next head's closer.
 inline constexpr Index kWorthFetching = 2048;
 
-/// Multiply-adds that are worth waking another thread: about 10 microseconds of them.
-inline constexpr double kWorkPerThread = 1e6;
+/// Multiply-adds that are worth waking another thread: about 10 microseconds of them. Tests lower it,
+/// so that small calls are shared out as large ones are.
+#if !defined(MHA_WORK_PER_THREAD)
+#define MHA_WORK_PER_THREAD 1e6
+#endif
+inline constexpr double kWorkPerThread = MHA_WORK_PER_THREAD;
 
 /// Bytes beyond which no machine could keep the states of all chunks.
 inline constexpr double kMostStateBytes = 0x1p50;
