@@ -162,15 +162,15 @@ template <TensorLike Q, TensorLike K, TensorLike V>
   using Scalar = detail::element_t<const Q>;
   static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, detail::element_t<const V>,
                                  All>::kChecked);
+  const TensorView<const Scalar> q = tensor_view(query);
+  const TensorView<const Scalar> k = tensor_view(key);
+  const TensorView<const Scalar> v = tensor_view(value);
+  (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
+                                        options.past_len, detail::Memory::unused);
 #if MHA_KERNELS
   using Acc = accumulator_t<Scalar>;
   if constexpr (detail::has_kernels<Acc>) {
-    const TensorView<const Scalar> q = tensor_view(query);
-    const TensorView<const Scalar> k = tensor_view(key);
-    const TensorView<const Scalar> v = tensor_view(value);
-    (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
-                                          options.past_len, detail::Memory::unused);
-    detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
+    const detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
     return kernels::plan_of<Scalar, Acc>(call, options.executor).bytes();
   }
 #endif
