@@ -4,9 +4,9 @@
 // parameters are the initial ones of a program's first layer, the same on every machine.
 //
 // Output:
-//   0.297  0.037 -0.319  0.402
-//   0.347  0.075 -0.388  0.432
-//   0.292  0.023 -0.313  0.406
+//    0.297  0.037 -0.319  0.402
+//    0.347  0.075 -0.388  0.432
+//    0.292  0.023 -0.313  0.406
 #include <iomanip>
 #include <iostream>
 #include <mha/mha.hpp>
