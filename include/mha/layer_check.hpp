@@ -258,8 +258,12 @@ void check_output(const char* where, const Layer& layer,
   apart("query", query);
   apart("key", key);
   apart("value", value);
+  const AddressRange range = written.placed().range;
   for_each_parameter(layer, [&](std::string_view name, const auto& parameter) {
-    apart(name.data(), memory_of(parameter));
+    const auto first =
+        static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(parameter.data()));
+    const auto bytes = parameter.size() * static_cast<Index>(sizeof(*parameter.data()));
+    if (!are_apart(range, {first, first + bytes})) apart(name.data(), memory_of(parameter));
   });
 }
 
