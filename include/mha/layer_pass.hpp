@@ -79,8 +79,10 @@ class LayerPass {
   }
 
   /// The scratch of its steps, which share it: the largest counts.
-  std::size_t scratch_bytes(Index query_rows, Index key_rows, const Batch& batch,
-                            const Options& options, Inputs inputs, bool contiguous) const {
+  std::size_t scratch_bytes([[maybe_unused]] Index query_rows, [[maybe_unused]] Index key_rows,
+                            [[maybe_unused]] const Batch& batch,
+                            [[maybe_unused]] const Options& options, [[maybe_unused]] Inputs inputs,
+                            [[maybe_unused]] bool contiguous) const {
     std::size_t most = 0;
 #if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
