@@ -679,3 +679,10 @@ TEST_CASE("misuse of a rule of other numbers or sizes than in the forward pass",
   CHECK_NOTHROW(heads.backward(gradients, pass, x, mha::bias(whole, collected)));
   CHECK(collected.norm() > 0);
 }
+
+TEST_CASE("a matrix of more than 2^30 entries is seen by rows, each axis within the limit",
+          "[misuse][layer][regression]") {
+  const Matrix<float> x = random_matrix<float>(3, 4, 1);
+  const auto view = mha::detail::memory_of(x);
+  CHECK((view.rows == 3 && view.cols == 4 && view.row_stride == 4 && view.col_stride == 1));
+}

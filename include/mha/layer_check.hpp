@@ -108,10 +108,11 @@ void check_apart(const char* where, const PlacedMatrix<A>& result, const PlacedM
   check_apart(where, result.placed(), other.placed());
 }
 
-/// A weight or bias as rows of memory, whatever Eigen says of its strides.
+/// A matrix that owns its memory, row by row, whatever Eigen says of the strides of a single column.
 template <class M>
 auto memory_of(M& m) {
-  return MatrixView<std::remove_pointer_t<decltype(m.data())>>{m.data(), 1, m.size(), m.size(), 1};
+  return MatrixView<std::remove_pointer_t<decltype(m.data())>>{m.data(), m.rows(), m.cols(),
+                                                               m.cols(), 1};
 }
 
 /// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.

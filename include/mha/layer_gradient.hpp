@@ -218,8 +218,8 @@ class LayerGradient : public LayerPass<Layer> {
       tape.memory_.emplace(s, *tape.own_);
     }
     Tensor<Acc> no_weights;
-    this->compute_in(*tape.memory_, query, key, value, rules, options, batch, view_of(tape.output),
-                     {}, no_weights);
+    this->compute_in(*tape.memory_, query, key, value, rules, options, batch,
+                     memory_of(tape.output), {}, no_weights);
   }
 
   template <class RuleSet>
@@ -243,7 +243,7 @@ class LayerGradient : public LayerPass<Layer> {
                                               memory.concat.cols);
       products.add_parameters(grads.out_proj, memory.concat, grad_y);
       Matrix<Acc> copy;
-      products.to_input(view_of(tape.grad_concat_), grad_y, widened(layer_.out_proj.weight, copy),
+      products.to_input(memory_of(tape.grad_concat_), grad_y, widened(layer_.out_proj.weight, copy),
                         false);
     }
 
@@ -254,7 +254,7 @@ class LayerGradient : public LayerPass<Layer> {
     const BatchTask<Acc> task = this->heads_of(memory, memory.lse, tape.batch_, options);
     const Index entries = task.query.size(0);
     const auto heads = [entries](Matrix<Acc>& m, Index num_heads) {
-      return HeadColumns<Acc>(view_of(m)).heads(num_heads, entries);
+      return HeadColumns<Acc>(memory_of(m)).heads(num_heads, entries);
     };
     const BatchGradient<Acc> call{task, heads(tape.grad_concat_, c.num_heads),
                                   heads(tape.grad_q_, c.num_heads), heads(tape.grad_k_, c.kv_heads),
@@ -269,8 +269,8 @@ class LayerGradient : public LayerPass<Layer> {
     // The rotation back: its pairs mirrored, turned the same way, and mirrored again.
     if (c.rotary) {
       LayerMemory<Acc> turned = memory;
-      turned.q = HeadColumns<Acc>(view_of(tape.grad_q_));
-      turned.k = HeadColumns<Acc>(view_of(tape.grad_k_));
+      turned.q = HeadColumns<Acc>(memory_of(tape.grad_q_));
+      turned.k = HeadColumns<Acc>(memory_of(tape.grad_k_));
       mirror(tape.grad_q_, c.num_heads);
       mirror(tape.grad_k_, c.kv_heads);
       this->rotate(turned, rules, tape.batch_, options);
@@ -282,15 +282,15 @@ class LayerGradient : public LayerPass<Layer> {
     const ProjectionGradients<Acc> products(
         options.executor, tape.scratch_, std::max(tape.query_.rows, tape.key_.rows),
         std::max({tape.query_.cols, tape.key_.cols, tape.value_.cols}));
-    add_projection(products, grads.q_proj, layer_.q_proj, tape.query_, view_of(tape.grad_q_),
-                   view_of(grads.query), false);
+    add_projection(products, grads.q_proj, layer_.q_proj, tape.query_, memory_of(tape.grad_q_),
+                   memory_of(grads.query), false);
     Matrix<Acc>& grad_key = one ? grads.query : grads.key;
     Matrix<Acc>& grad_value = apart ? grads.value : grad_key;
     if (!c.add_bias_kv) {
-      add_projection(products, grads.k_proj, layer_.k_proj, tape.key_, view_of(tape.grad_k_),
-                     view_of(grad_key), one);
-      add_projection(products, grads.v_proj, layer_.v_proj, tape.value_, view_of(tape.grad_v_),
-                     view_of(grad_value), !apart);
+      add_projection(products, grads.k_proj, layer_.k_proj, tape.key_, memory_of(tape.grad_k_),
+                     memory_of(grad_key), one);
+      add_projection(products, grads.v_proj, layer_.v_proj, tape.value_, memory_of(tape.grad_v_),
+                     memory_of(grad_value), !apart);
       return;
     }
     for (Index b = 0; b < tape.batch_.count; ++b) {  // bias_k's row follows each sequence's own
@@ -298,24 +298,18 @@ class LayerGradient : public LayerPass<Layer> {
       const Index own = s.kv_len - 1;
       const Index given = s.key_row - b;
       const auto rows = [&](const auto& m) { return m.middle_rows(given, own); };
-      const MatrixView<Acc> grad_k = view_of(tape.grad_k_).middle_rows(s.key_row, s.kv_len);
-      const MatrixView<Acc> grad_v = view_of(tape.grad_v_).middle_rows(s.key_row, s.kv_len);
+      const MatrixView<Acc> grad_k = memory_of(tape.grad_k_).middle_rows(s.key_row, s.kv_len);
+      const MatrixView<Acc> grad_v = memory_of(tape.grad_v_).middle_rows(s.key_row, s.kv_len);
       add_projection(products, grads.k_proj, layer_.k_proj, rows(tape.key_),
-                     grad_k.middle_rows(0, own), rows(view_of(grad_key)), one);
+                     grad_k.middle_rows(0, own), rows(memory_of(grad_key)), one);
       add_projection(products, grads.v_proj, layer_.v_proj, rows(tape.value_),
-                     grad_v.middle_rows(0, own), rows(view_of(grad_value)), !apart);
+                     grad_v.middle_rows(0, own), rows(memory_of(grad_value)), !apart);
       for (Index d = 0; d < grads.bias_k.size(); ++d) grads.bias_k(d) += grad_k(own, d);
       for (Index d = 0; d < grads.bias_v.size(); ++d) grads.bias_v(d) += grad_v(own, d);
     }
   }
 
  private:
-  template <class M>
-  static auto view_of(M& m) {
-    using T = typename M::Scalar;
-    return MatrixView<T>{m.data(), m.rows(), m.cols(), m.cols(), 1};
-  }
-
   /// In the accumulator's type: itself, or a copy.
   static MatrixView<const Acc> widened(const View& m, [[maybe_unused]] Matrix<Acc>& copy) {
     if constexpr (std::is_same_v<Scalar, Acc>) {
@@ -325,7 +319,7 @@ class LayerGradient : public LayerPass<Layer> {
       for (Index i = 0; i < m.rows; ++i) {
         for (Index j = 0; j < m.cols; ++j) copy(i, j) = convert<Acc>(m(i, j));
       }
-      return view_of(copy);
+      return memory_of(copy);
     }
   }
   template <class Weight>
