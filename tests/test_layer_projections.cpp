@@ -366,3 +366,57 @@ TEST_CASE("every way to project has the gradients of long double",
     compare(std::type_identity<Eigen::half>());
   }
 }
+
+namespace {
+
+/// Two workers, one after the other: the first does everything.
+struct InTurn {
+  template <class F>
+  void parallel_for(Index count, const F& f) const {
+    for (Index k = 0; k < count; ++k) f(k);
+  }
+  static Index num_threads() { return 2; }
+};
+
+}  // namespace
+
+#if MHA_KERNELS
+TEST_CASE("a worker whose first task has nothing to compute packs the tokens for the next",
+          "[projection][threads][regression]") {
+  const Matrix<float> x = random_matrix<float>(69, 182, 1);
+  const Matrix<float> weight = random_matrix<float>(182, 192, 2);
+  Matrix<float> y = Matrix<float>::Zero(69, 192);
+  Matrix<float> none(69, 0);
+  mha::kernels::ProjectJob<float, float, float> jobs[2];
+  for (auto& job : jobs) job.weight = {weight.data(), 192, nullptr};
+  jobs[0].y = mha::matrix_view(none);
+  jobs[1].y = mha::matrix_view(y);
+  InTurn pool;
+  const mha::Executor executor(pool);
+  const mha::kernels::ProjectPlan<float> plan(69, 182, 192, 2, false, executor);
+  REQUIRE(plan.way == mha::kernels::ProjectWay::tokens);
+  REQUIRE(plan.workers == 2);
+  mha::Workspace memory(plan.bytes());
+  std::fill_n(memory.data(), memory.size(), std::byte{0xFF});  // NaN
+  mha::kernels::project(mha::MatrixView<const float>(mha::matrix_view(x)), jobs, 2, plan, executor,
+                        {memory.data(), memory.size()});
+  const Tokens expected = x.cast<double>() * weight.cast<double>();
+  CHECK_THAT(y, IsClose(expected, 182 * mha::test::eps_of<float>() * 182));
+}
+#endif
+
+TEST_CASE("keys narrower than queries are projected alike by any number of threads",
+          "[layer][threads][regression]") {
+  // Grouped heads: of the 192 outputs that a task may have, keys and values have 64. A thread whose
+  // first task had nothing to compute took the tokens for packed.
+  mha::MultiHead<float, 3> layer({.embed_dim = 182, .kv_heads = 1, .head_dim = 64, .seed = 5});
+  const Matrix<float> x = random_matrix<float>(69, 182, 1);
+  const Matrix<float> expected = layer(x);
+  for (const Index threads : {2, 3, 7}) {
+    mha::ThreadPool pool(threads);
+    for (int n = 0; n < 100; ++n) {
+      const Matrix<float> got = layer(x, mha::All{}, {.executor = pool});
+      REQUIRE_THAT(got, HasBitsOf(expected));
+    }
+  }
+}

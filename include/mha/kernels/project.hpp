@@ -169,6 +169,9 @@ class ProjectTask {
               bool packed)
       : kernels_(kernels), x_(x), at_(memory), packed_(packed) {}
 
+  /// The memory holds this x, packed or converted.
+  bool is_packed() const { return packed_; }
+
   /// Tokens as lanes. X^T stays packed for further calls.
   /// @param upcoming  the weight that comes after this one, to be fetched; null if none does
   void run_transposed(const Job& job, Index first_output, Index outputs, const T* upcoming) {
@@ -479,7 +482,6 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
     ProjectTask<In, Out, T> task(
         kernels, x.middle_rows(row, rows), plan.take(arena, x.cols),
         worker < kRemembered && packed_rows[static_cast<std::size_t>(worker)] == row_task);
-    if (worker < kRemembered) packed_rows[static_cast<std::size_t>(worker)] = row_task;
     for (Index k = first; k < last; ++k) {
       ProjectJob<In, Out, T> job = jobs[k / plan.output_tasks];
       job.y = job.y.middle_rows(row, rows);
@@ -496,6 +498,10 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
       } else {
         task.run_in_place(job, output, outputs);
       }
+    }
+    // Not where nothing had to be computed: of maps of several widths, the narrow have fewer outputs.
+    if (task.is_packed() && worker < kRemembered) {
+      packed_rows[static_cast<std::size_t>(worker)] = row_task;
     }
   };
   const Index per_rows = num_jobs * plan.output_tasks;
