@@ -195,7 +195,7 @@ void check_own_places(const char* where, const Placed<Scalar>& result) {
   const auto steps_over = [&](std::size_t axis) {
     return step[axis] > 0 && static_cast<std::uint64_t>(step[axis]) > reach;
   };
-  bool nested = step[3] > 0 && steps_over(inner);
+  bool nested = step[3] > 0 && (n[inner] <= 1 || steps_over(inner));
   reach += reach_of(inner);
   nested = nested && (n[outer] <= 1 || steps_over(outer));
   reach += reach_of(outer);

@@ -102,10 +102,42 @@ class PlacedMatrix {
   AddressRange range_;
 };
 
-/// `result`, named by the first, is written while the other is still in use.
+/// Where a matrix of a call lies, once its sizes, strides and memory are right: quickly for matrices as
+/// they mostly are, with entries, strides of no sign and below 2^24.
+template <class T>
+AddressRange check_matrix(const char* where, const char* name, const MatrixView<T>& m) {
+  using Bits = std::uint64_t;
+  const Bits rows = static_cast<Bits>(m.rows) - 1;
+  const Bits cols = static_cast<Bits>(m.cols) - 1;
+  const Bits far = static_cast<Bits>(m.row_stride) | static_cast<Bits>(m.col_stride);
+  if ((rows | cols) >= Bits{kMaxSize} || far >= Bits{1} << 24 || m.data == nullptr) {
+    return PlacedMatrix(where, name, m).placed().range;
+  }
+  const Bits reach =
+      rows * static_cast<Bits>(m.row_stride) + cols * static_cast<Bits>(m.col_stride);
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(m.data));
+  return {address, address + static_cast<std::int64_t>((reach + 1) * sizeof(T))};
+}
+
+/// A matrix and where it lies, as check_matrix() found.
+template <class T>
+struct CheckedMatrix {
+  const char* name;
+  MatrixView<T> view;
+  AddressRange range;
+};
+template <class T>
+CheckedMatrix<T> checked(const char* where, const char* name, const MatrixView<T>& m) {
+  return {name, m, check_matrix(where, name, m)};
+}
+
+/// `result` is written while `other` is still in use.
 template <class A, class B>
-void check_apart(const char* where, const PlacedMatrix<A>& result, const PlacedMatrix<B>& other) {
-  check_apart(where, result.placed(), other.placed());
+void check_apart(const char* where, const CheckedMatrix<A>& result, const CheckedMatrix<B>& other) {
+  if (are_apart(result.range, other.range)) return;
+  const PlacedMatrix written(where, result.name, result.view);
+  const PlacedMatrix read(where, other.name, other.view);
+  check_apart(where, written.placed(), read.placed());
 }
 
 /// A matrix that owns its memory, row by row, whatever Eigen says of the strides of a single column.
@@ -113,6 +145,17 @@ template <class M>
 auto memory_of(M& m) {
   return MatrixView<std::remove_pointer_t<decltype(m.data())>>{m.data(), m.rows(), m.cols(),
                                                                m.cols(), 1};
+}
+
+/// Where a matrix that owns its memory lies: nothing about it can be wrong.
+template <class M>
+AddressRange range_of_owner(const M& m) {
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(m.data()));
+  return {address, address + m.size() * static_cast<std::int64_t>(sizeof(*m.data()))};
+}
+template <class M>
+CheckedMatrix<const typename M::Scalar> owned(const char* name, const M& m) {
+  return {name, memory_of(m), range_of_owner(m)};
 }
 
 /// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.
@@ -157,7 +200,9 @@ void check_parameters(const char* where, const Layer& layer) {
 template <class Acc>
 void check_total_size(const char* where, const MultiHeadConfig& c, Index query_rows, Index key_rows,
                       const SequenceBatch& batch, bool with_weights) {
-  constexpr double kMost = 0x1p60;  // bytes
+  constexpr double kMost = 0x1p60;                             // bytes
+  constexpr Index kFew = Index{1} << (sizeof(Index) * 2 + 4);  // 2^20: widths are at most 2^30
+  if (query_rows < kFew && key_rows < kFew && batch.count < kFew && !with_weights) return;
   const auto number = [](Index n) { return static_cast<double>(n); };
   const double query_width = number(c.num_heads * (c.head_dim + c.value_dim + 1) + c.out_dim);
   const double key_width = number(c.kv_heads * (c.head_dim + c.value_dim));
@@ -216,10 +261,19 @@ void check_places(const char* where, const MultiHeadConfig& c, const RuleSet& ru
   }
 }
 
+/// A call whose arguments are right.
+template <class Scalar>
+struct CheckedCall {
+  SequenceBatch batch;
+  CheckedMatrix<const Scalar> query, key, value;
+};
+
 /// The checks of a call's inputs, rule and options.
 template <class Layer, class RuleSet, class View>
-SequenceBatch check_call(const char* where, const Layer& layer, const View& query, const View& key,
-                         const View& value, const RuleSet& rules, const MultiHeadOptions& options) {
+CheckedCall<typename Layer::Scalar> check_call(const char* where, const Layer& layer,
+                                               const View& query, const View& key,
+                                               const View& value, const RuleSet& rules,
+                                               const MultiHeadOptions& options) {
   const MultiHeadConfig& c = layer.config();
   require(query.cols == c.embed_dim, where, ": query.cols() must equal embed_dim, got ", query.cols,
           " and ", c.embed_dim);
@@ -229,42 +283,40 @@ SequenceBatch check_call(const char* where, const Layer& layer, const View& quer
           c.vdim);
   require(value.rows == key.rows, where, ": value.rows() must equal key.rows() (kv_len), got ",
           value.rows, " and ", key.rows);
-  (void)PlacedMatrix(where, "query", query);
-  (void)PlacedMatrix(where, "key", key);
-  (void)PlacedMatrix(where, "value", value);
+  CheckedCall<typename Layer::Scalar> call{{},
+                                           checked(where, "query", query),
+                                           checked(where, "key", key),
+                                           checked(where, "value", value)};
   check_parameters(where, layer);
-  const SequenceBatch batch = cut_sequences(where, query.rows, key.rows, options);
+  const SequenceBatch batch = call.batch = cut_sequences(where, query.rows, key.rows, options);
   check_total_size<typename Layer::Acc>(where, c, query.rows, key.rows, batch,
                                         options.need_weights || options.average_weights);
   check_call_positions(where, c, query.rows, key.rows, options);
   rules.template check<typename Layer::Acc>(
       {where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
   check_places(where, c, rules, batch, options);
-  return batch;
+  return call;
 }
 
 /// An output of yours: its shape, its memory, and that no input or parameter lies there.
-template <class Layer, class View>
+template <class Layer>
 void check_output(const char* where, const Layer& layer,
-                  const MatrixView<typename Layer::Scalar>& output, const View& query,
-                  const View& key, const View& value) {
+                  const MatrixView<typename Layer::Scalar>& output,
+                  const CheckedCall<typename Layer::Scalar>& call) {
   const Index out_dim = layer.config().out_dim;
-  require(output.rows == query.rows && output.cols == out_dim, where, ": output must be ",
-          query.rows, " x ", out_dim, ", got ", output.rows, " x ", output.cols);
-  const PlacedMatrix written(where, "output", output);
-  check_own_places(where, written.placed());
-  const auto apart = [&](const char* name, const auto& read) {
-    check_apart(where, written, PlacedMatrix(where, name, read));
-  };
-  apart("query", query);
-  apart("key", key);
-  apart("value", value);
-  const AddressRange range = written.placed().range;
+  const Index rows = call.query.view.rows;
+  require(output.rows == rows && output.cols == out_dim, where, ": output must be ", rows, " x ",
+          out_dim, ", got ", output.rows, " x ", output.cols);
+  const auto written = checked(where, "output", output);
+  if (output.col_stride != 1 || output.row_stride < output.cols) {
+    check_own_places(where, PlacedMatrix(where, "output", output).placed());
+  }
+  for (const auto* read : {&call.query, &call.key, &call.value}) {
+    check_apart(where, written, *read);
+  }
   for_each_parameter(layer, [&](std::string_view name, const auto& parameter) {
-    const auto first =
-        static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(parameter.data()));
-    const auto bytes = parameter.size() * static_cast<Index>(sizeof(*parameter.data()));
-    if (!are_apart(range, {first, first + bytes})) apart(name.data(), memory_of(parameter));
+    if (are_apart(written.range, range_of_owner(parameter))) return;
+    check_apart(where, written, owned(name.data(), parameter));
   });
 }
 

@@ -129,12 +129,11 @@ class LayerGradient : public LayerPass<Layer> {
   explicit LayerGradient(const Layer& layer) : Pass(layer), layer_(layer) {}
 
   /// No input of a pass lies in its output, which is written while they are still needed.
-  void check_inputs(const char* where, const Tape& tape, const View& query, const View& key,
-                    const View& value) const {
-    const PlacedMatrix output(where, "pass.output", memory_of(tape.output));
-    check_apart(where, output, PlacedMatrix(where, "query", query));
-    check_apart(where, output, PlacedMatrix(where, "key", key));
-    check_apart(where, output, PlacedMatrix(where, "value", value));
+  void check_inputs(const char* where, const Tape& tape, const CheckedCall<Scalar>& call) const {
+    const auto output = owned("pass.output", tape.output);
+    for (const auto* read : {&call.query, &call.key, &call.value}) {
+      check_apart(where, output, *read);
+    }
   }
 
   /// The backward pass is that of this layer, rule and options, and writes over none of its inputs.
@@ -164,7 +163,7 @@ class LayerGradient : public LayerPass<Layer> {
     require(grad_output.rows == tape.query_.rows && grad_output.cols == out_dim, where,
             ": grad_output must be ", tape.query_.rows, " x ", out_dim, ", got ", grad_output.rows,
             " x ", grad_output.cols);
-    const PlacedMatrix grad(where, "grad_output", grad_output);
+    const auto grad = checked(where, "grad_output", grad_output);
     check_output_alone(where, options);
     const SequenceBatch batch = cut_sequences(where, tape.query_.rows, tape.key_.rows, options);
     check_same_options(where, options, batch, tape.batch_, origin);
@@ -174,12 +173,12 @@ class LayerGradient : public LayerPass<Layer> {
             ": rule must have the numbers and sizes that it had in forward_training(), got digest ",
             rules.digest(), " and ", origin.digest);
     check_places(where, layer_.config(), rules, batch, options);
+    const auto query = checked(where, "the pass's query", tape.query_);
+    const auto key = checked(where, "the pass's key", tape.key_);
+    const auto value = checked(where, "the pass's value", tape.value_);
     const auto apart = [&](const char* name, const auto& values) {
-      const PlacedMatrix written(where, name, memory_of(values));
-      check_apart(where, written, grad);
-      check_apart(where, written, PlacedMatrix(where, "the pass's query", tape.query_));
-      check_apart(where, written, PlacedMatrix(where, "the pass's key", tape.key_));
-      check_apart(where, written, PlacedMatrix(where, "the pass's value", tape.value_));
+      const auto written = owned(name, values);
+      for (const auto* read : {&grad, &query, &key, &value}) check_apart(where, written, *read);
     };
     apart("gradients.query", grads.query);
     apart("gradients.key", grads.key);

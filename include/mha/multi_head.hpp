@@ -359,7 +359,7 @@ class MultiHead {
                        const Options& options) const {
     const MultiHeadConfig& c = config_;
     const Batch batch =
-        detail::check_call("MultiHead::forward", *this, query, key, value, rules, options);
+        detail::check_call("MultiHead::forward", *this, query, key, value, rules, options).batch;
     Result result;
     result.output.resize(query.rows, c.out_dim);
     if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
@@ -379,11 +379,11 @@ class MultiHead {
   void forward_views_into(const MatrixView<Scalar>& output, const View& query, const View& key,
                           const View& value, const RuleSet& rules, const Options& options) const {
     constexpr const char* kWhere = "MultiHead::forward_into";
-    const Batch batch = detail::check_call(kWhere, *this, query, key, value, rules, options);
-    detail::check_output(kWhere, *this, output, query, key, value);
+    const auto call = detail::check_call(kWhere, *this, query, key, value, rules, options);
+    detail::check_output(kWhere, *this, output, call);
     detail::check_output_alone(kWhere, options);
     Tensor<Acc> no_weights;
-    Pass(*this).compute(query, key, value, rules, options, batch, output, {}, no_weights);
+    Pass(*this).compute(query, key, value, rules, options, call.batch, output, {}, no_weights);
   }
 
   template <class RuleSet>
@@ -391,11 +391,11 @@ class MultiHead {
                               const View& value, const RuleSet& rules,
                               const Options& options) const {
     constexpr const char* kWhere = "MultiHead::forward_training";
-    const Batch batch = detail::check_call(kWhere, *this, query, key, value, rules, options);
+    const auto call = detail::check_call(kWhere, *this, query, key, value, rules, options);
     detail::check_output_alone(kWhere, options);
     const detail::LayerGradient<MultiHead> work(*this);
-    work.check_inputs(kWhere, pass, query, key, value);
-    work.forward(pass, query, key, value, rules, options, batch);
+    work.check_inputs(kWhere, pass, call);
+    work.forward(pass, query, key, value, rules, options, call.batch);
   }
 
   static Tensor<Acc> averaged(const Tensor<Acc>& weights) {
