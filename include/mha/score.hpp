@@ -121,6 +121,14 @@ template <detail::NamedMemory M>
 
 namespace detail {
 
+/// A vector of its own, from any Eigen vector or expression.
+template <EigenDense S>
+Vector<typename S::Scalar> copied(const S& list) {
+  Vector<typename S::Scalar> all(list.size());
+  for (Index h = 0; h < all.size(); ++h) all(h) = list.coeff(h);
+  return all;
+}
+
 /// Where the gradient of a grid's numbers is summed up: the axes as Grid has them.
 template <class G>
 auto gradient_view(G& gradient) {
@@ -366,9 +374,7 @@ template <class T>
     static_assert(T::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
     detail::check_per_head("alibi: there must be at least one slope", slopes.size());
     using Scalar = typename T::Scalar;
-    Vector<Scalar> all(slopes.size());
-    for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
-    return Alibi<Scalar>(std::move(all));
+    return Alibi<Scalar>(detail::copied(slopes));
   } else {
     static_assert(AttentionScalar<T> || std::is_integral_v<T>,
                   "mha::alibi: the slopes must be a number or an Eigen vector");
@@ -405,9 +411,7 @@ auto make_learned_alibi(const S& slopes, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
   check_per_head("alibi: there must be at least one slope", slopes.size());
   using T = typename S::Scalar;
-  Vector<T> all(slopes.size());
-  for (Index h = 0; h < all.size(); ++h) all(h) = slopes.coeff(h);
-  return LearnedAlibi<T, typename G::Scalar>(std::move(all),
+  return LearnedAlibi<T, typename G::Scalar>(copied(slopes),
                                              per_head("alibi", gradient, slopes.size()));
 }
 
@@ -550,9 +554,7 @@ template <class T>
     static_assert(T::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
     detail::check_per_head("sinks: there must be at least one logit", logits.size());
     using Scalar = typename T::Scalar;
-    Vector<Scalar> all(logits.size());
-    for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
-    return Sinks<Scalar>(std::move(all));
+    return Sinks<Scalar>(detail::copied(logits));
   } else {
     return Sinks<T>(Vector<T>::Constant(1, logits));
   }
@@ -583,9 +585,7 @@ auto make_learned_sinks(const S& logits, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
   detail::check_per_head("sinks: there must be at least one logit", logits.size());
   using T = typename S::Scalar;
-  Vector<T> all(logits.size());
-  for (Index h = 0; h < all.size(); ++h) all(h) = logits.coeff(h);
-  return LearnedSinks<T, typename G::Scalar>(std::move(all),
+  return LearnedSinks<T, typename G::Scalar>(copied(logits),
                                              per_head("sinks", gradient, logits.size()));
 }
 

@@ -155,4 +155,24 @@ inline Index draw_length(Bytes& bytes, Index most) {
   return n <= most ? n : bytes.between(0, std::max<Index>(most, 0));
 }
 
+/// run.template operator()<Scalar>() with one of the scalars, float and double most of the time.
+template <class Run>
+std::string with_drawn_scalar(Bytes& bytes, const Run& run) {
+  switch (bytes.pick(8)) {
+    case 0:
+    case 1:
+    case 2:
+      return run.template operator()<float>();
+    case 3:
+    case 4:
+    case 5:
+      return run.template operator()<double>();
+    case 6:
+      return bytes.coin() ? run.template operator()<Eigen::bfloat16>()
+                          : run.template operator()<Eigen::half>();
+    default:
+      return run.template operator()<long double>();
+  }
+}
+
 }  // namespace mha::fuzz

@@ -618,21 +618,7 @@ std::string run_case(Bytes& bytes, const Budget& budget) {
 
 std::string layer_case(Bytes& bytes, const Budget& budget) {
   draw_target(bytes);
-  switch (bytes.pick(8)) {
-    case 0:
-    case 1:
-    case 2:
-      return run_case<float>(bytes, budget);
-    case 3:
-    case 4:
-    case 5:
-      return run_case<double>(bytes, budget);
-    case 6:
-      return bytes.coin() ? run_case<Eigen::bfloat16>(bytes, budget)
-                          : run_case<Eigen::half>(bytes, budget);
-    default:
-      return run_case<long double>(bytes, budget);
-  }
+  return with_drawn_scalar(bytes, [&]<class Scalar>() { return run_case<Scalar>(bytes, budget); });
 }
 
 }  // namespace mha::fuzz

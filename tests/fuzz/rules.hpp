@@ -505,32 +505,47 @@ class RuleParts {
   const TypedGrid<double> bias2;  // of another type than the scores
 };
 
-/// Calls f(rule) with the combination.
+/// Calls f(rule) with one of the combinations of kFewRules.
+template <class T, class F>
+void with_few_rules(const RuleParts<T>& p, Index set, const F& f) {
+  switch (set) {
+    case 0:
+      return f(mha::All{});
+    case 1:
+      return f(p.keys());
+    case 3:
+      return f(p.offset() & p.keys());
+    case 5:
+      return f(p.ignore() & p.window());
+    case 9:
+      return f(p.alibi());
+    case 15:
+      return f(p.everything());
+    default:
+      return f(p.sinks() & p.bias() & p.masking());
+  }
+}
+template <class T, class F>
+void with_few_rules(const RuleData& r, const Box& box, const F& f) {
+  with_few_rules(RuleParts<T>(r, box), r.set, f);
+}
+
+/// Calls f(rule) with any of the combinations.
 template <class T, class F>
 void with_rule(const RuleData& r, const Box& box, const F& f,
                LearnedGradients<T>* learned = nullptr) {
   const RuleParts<T> p(r, box);
   switch (r.set) {
-    case 0:
-      return f(mha::All{});
-    case 1:
-      return f(p.keys());
     case 2:
       return f(p.offset() & p.window());
-    case 3:
-      return f(p.offset() & p.keys());
     case 4:
       return f(p.keep() & p.keys());
-    case 5:
-      return f(p.ignore() & p.window());
     case 6:
       return f(p.keys() & p.bias());
     case 7:
       return f(p.bias() & p.keys() & p.other_bias());
     case 8:
       return f(p.keys() & p.alibi());
-    case 9:
-      return f(p.alibi());
     case 10:
       return f(p.keys() & p.scale() & p.cap());
     case 11:
@@ -541,10 +556,6 @@ void with_rule(const RuleData& r, const Box& box, const F& f,
       return f(p.keys() & p.mask_mod());
     case 14:
       return f(p.sinks() & p.keys());
-    case 15:
-      return f(p.everything());
-    case 16:
-      return f(p.sinks() & p.bias() & p.masking());
     case 17:
       return f(p.drop() & p.ignore() & p.mask_mod() & p.keys());
     case 18:
@@ -555,30 +566,10 @@ void with_rule(const RuleData& r, const Box& box, const F& f,
       return f(p.drop() & p.bias() & p.scale() & p.keys() & p.cap());
     case 21:
       return f(p.drop() & p.sinks());
-    default:
+    case kLearnedSet:
       return f(p.learned(*learned));
-  }
-}
-
-/// Some of the combinations: kFewRules.
-template <class T, class F>
-void with_few_rules(const RuleData& r, const Box& box, const F& f) {
-  const RuleParts<T> p(r, box);
-  switch (r.set) {
-    case 0:
-      return f(mha::All{});
-    case 1:
-      return f(p.keys());
-    case 3:
-      return f(p.offset() & p.keys());
-    case 5:
-      return f(p.ignore() & p.window());
-    case 9:
-      return f(p.alibi());
-    case 15:
-      return f(p.everything());
     default:
-      return f(p.sinks() & p.bias() & p.masking());
+      return with_few_rules(p, r.set, f);
   }
 }
 
