@@ -63,11 +63,20 @@ class BoundedSum {
     size_ += std::abs(x.v) + x.e;
     ++count_;
   }
-  void add_product(const Arithmetic& with, const Bounded& a, const Bounded& b) {
-    add(with.multiply(a, b));
+  /// The product's own rounding, u |a b| and a step, is counted with the sum's.
+  void add_product(const Bounded& a, const Bounded& b) {
+    const long double product = a.v * b.v;
+    sum_.v += product;
+    size_ += std::abs(product);
+    ++count_;
+    if (a.e == 0 && b.e == 0) return;
+    const long double off = std::abs(a.v) * b.e + std::abs(b.v) * a.e + a.e * b.e;
+    sum_.e += off;
+    size_ += off;
   }
   Bounded result(const Arithmetic& with) const {
-    return {sum_.v, sum_.e + static_cast<long double>(count_ + 1) * with.u * size_ + with.tiny};
+    const auto terms = static_cast<long double>(count_);
+    return {sum_.v, sum_.e + (terms + 2) * with.u * size_ + (terms + 1) * with.tiny};
   }
 
  private:

@@ -130,14 +130,9 @@ class LayerCase {
       value = Matrix<Scalar>(count(rows.kv_len), full_config().vdim);
       fill(value, numbers, 1);
     }
-    const auto store = [&bytes](const Matrix<Scalar>& m) {
-      Rows<Scalar> stored(bytes, m.rows(), m.cols());
-      stored.fill(m);
-      return stored;
-    };
-    query_rows = store(query);
-    key_rows = store(key);
-    value_rows = store(value);
+    query_rows = stored(bytes, query);
+    key_rows = stored(bytes, key);
+    value_rows = stored(bytes, value);
     choose_checked(bytes);
   }
 
@@ -186,6 +181,11 @@ class LayerCase {
       for (Index c = 0; c < m.cols(); ++c)
         m(i, c) = detail::convert<Scalar>(scale * numbers.number());
     }
+  }
+  static Rows<Scalar> stored(Bytes& bytes, const Matrix<Scalar>& m) {
+    Rows<Scalar> rows(bytes, m.rows(), m.cols());
+    rows.fill(m);
+    return rows;
   }
   const Matrix<Scalar>& keys() const { return inputs > 0 ? key : query; }
   const Matrix<Scalar>& values() const { return inputs > 1 ? value : keys(); }
@@ -520,9 +520,10 @@ class LayerCase {
     for (Index i = 0; i < grad_output.rows(); ++i) {
       if (i < row || i >= row + count) grad_output.row(i).setZero();
     }
+    const Rows<Scalar> grad_rows = stored(bytes, grad_output);
     TrainingPass<Layer> pass;
     MultiHeadGradients<Layer> gradients(*layer);
-    train(pass, gradients, grad_output, options);
+    train(pass, gradients, grad_rows, options);
     compare_bits("forward_training", view(pass.output), view(output));
     const LayerGradientTruth wanted =
         backward(with, plain, checked, own(query, own_queries()), own(keys(), own_keys()),
@@ -540,7 +541,7 @@ class LayerCase {
     MultiHeadOptions asked = options;
     asked.executor = pool_of(bytes.pick(3));
     MultiHeadGradients<Layer> others(*layer);
-    train(pass, others, grad_output, asked);
+    train(pass, others, grad_rows, asked);
     const auto bits_of_input = [](const Matrix<Acc>& m) {
       return TensorView<const Acc>(m.data(), {1, 1, m.rows(), m.cols()});
     };
@@ -562,7 +563,7 @@ class LayerCase {
   }
 
   void train(TrainingPass<Layer>& pass, MultiHeadGradients<Layer>& gradients,
-             const Matrix<Scalar>& grad_output, const MultiHeadOptions& asked) const {
+             const Rows<Scalar>& grad_output, const MultiHeadOptions& asked) const {
     with_call([&](const auto& rules) {
       if (inputs == 0) {
         layer->forward_training(pass, query_rows.map(), rules, asked);
@@ -572,7 +573,7 @@ class LayerCase {
         layer->forward_training(pass, query_rows.map(), key_rows.map(), value_rows.map(), rules,
                                 asked);
       }
-      layer->backward(gradients, pass, grad_output, rules, asked);
+      layer->backward(gradients, pass, grad_output.map(), rules, asked);
     });
   }
 

@@ -13,27 +13,22 @@ namespace mha::fuzz {
 inline Table project(const Arithmetic& with, const Table& x, const Table& weight,
                      const Table& bias) {
   Table y(x.rows, weight.cols);
-  std::vector<long double> size(static_cast<std::size_t>(weight.cols));
-  for (Index i = 0; i < x.rows; ++i) {
-    for (Index c = 0; c < y.cols; ++c) {
-      if (bias.cols > 0) y(i, c) = bias(0, c);
-      size[static_cast<std::size_t>(c)] = std::abs(y(i, c).v);
-    }
-    for (Index d = 0; d < x.cols; ++d) {
-      const Bounded& a = x(i, d);
-      const Bounded* const row = &weight.entries[static_cast<std::size_t>(d * weight.cols)];
-      for (Index c = 0; c < y.cols; ++c) {
-        const long double w = row[c].v;
-        Bounded& to = y(i, c);
-        to.v += a.v * w;
-        to.e += a.e * std::abs(w);
-        size[static_cast<std::size_t>(c)] += (std::abs(a.v) + a.e) * std::abs(w);
+  const auto terms = static_cast<long double>(x.cols);
+  std::vector<long double> column(static_cast<std::size_t>(x.cols));
+  for (Index c = 0; c < y.cols; ++c) {
+    for (Index d = 0; d < x.cols; ++d) column[static_cast<std::size_t>(d)] = weight(d, c).v;
+    const Bounded start = bias.cols > 0 ? bias(0, c) : Bounded{};
+    for (Index i = 0; i < x.rows; ++i) {
+      const Bounded* const a = x.entries.data() + i * x.cols;
+      long double sum = start.v, off = 0, size = std::abs(start.v);
+      for (Index d = 0; d < x.cols; ++d) {
+        const long double product = a[d].v * column[static_cast<std::size_t>(d)];
+        sum += product;
+        size += std::abs(product);
+        if (a[d].e != 0) off += a[d].e * std::abs(column[static_cast<std::size_t>(d)]);
       }
-    }
-    for (Index c = 0; c < y.cols; ++c) {
-      y(i, c).e +=
-          static_cast<long double>(x.cols + 2) * with.u * size[static_cast<std::size_t>(c)] +
-          with.tiny * static_cast<long double>(x.cols + 1);
+      y(i, c) = {sum,
+                 start.e + off + (terms + 2) * with.u * (size + off) + with.tiny * (terms + 1)};
     }
   }
   return y;

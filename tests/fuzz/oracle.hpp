@@ -97,7 +97,7 @@ inline HeadTruth attend(const Arithmetic& with, const Table& q, const Table& k, 
     for (Index j = 0; j < k.rows; ++j) {
       if (!rule.allows(b, h, i, j)) continue;
       BoundedSum dot;
-      for (Index d = 0; d < q.cols; ++d) dot.add_product(with, q(i, d), k(j, d));
+      for (Index d = 0; d < q.cols; ++d) dot.add_product(q(i, d), k(j, d));
       Bounded scaled = dot.result(with);
       scaled = with.multiply(scaled, {scale, 3 * with.u * std::abs(scale)});
       scaled.e += 2 * with.u * std::abs(scaled.v);  // times log2(e), or into another unit
@@ -141,8 +141,7 @@ inline HeadTruth attend(const Arithmetic& with, const Table& q, const Table& k, 
       for (Index j = 0; j < k.rows; ++j) {
         if (!truth.is_allowed(i, j)) continue;
         const long double d = rule.dropout ? rule.dropout(b, h, i, j) : 1;
-        out.add_product(with, with.multiply(truth.weights(i, j), {d, 2 * with.u * std::abs(d)}),
-                        v(j, c));
+        out.add_product(with.multiply(truth.weights(i, j), {d, 2 * with.u * std::abs(d)}), v(j, c));
       }
       truth.output(i, c) = out.result(with);
     }
@@ -181,7 +180,7 @@ inline HeadGradientTruth backward(const Arithmetic& with, const Table& q, const 
     for (Index c = 0; c < v.cols; ++c) {
       Bounded o = forward.output(i, c);
       o.e += output_u * (std::abs(o.v) + o.e) + output_step;
-      from_output.add_product(with, grad_output(i, c), o);
+      from_output.add_product(grad_output(i, c), o);
     }
     std::vector<Bounded> grad_weight(static_cast<std::size_t>(k.rows));
     for (Index j = 0; j < k.rows; ++j) {
@@ -195,9 +194,9 @@ inline HeadGradientTruth backward(const Arithmetic& with, const Table& q, const 
       const Bounded kept{d, 2 * with.u * std::abs(d)};
       dropped(i, j) = with.multiply(p, kept);
       BoundedSum dot;
-      for (Index c = 0; c < v.cols; ++c) dot.add_product(with, grad_output(i, c), v(j, c));
+      for (Index c = 0; c < v.cols; ++c) dot.add_product(grad_output(i, c), v(j, c));
       grad_weight[static_cast<std::size_t>(j)] = with.multiply(dot.result(with), kept);
-      from_weights.add_product(with, p, grad_weight[static_cast<std::size_t>(j)]);
+      from_weights.add_product(p, grad_weight[static_cast<std::size_t>(j)]);
     }
     Bounded delta = from_weights.result(with);
     delta.e += from_output.result(with).e;
@@ -220,7 +219,7 @@ inline HeadGradientTruth backward(const Arithmetic& with, const Table& q, const 
     for (Index d = 0; d < q.cols; ++d) {
       BoundedSum sum;
       for (Index j = 0; j < k.rows; ++j) {
-        if (forward.is_allowed(i, j)) sum.add_product(with, grad_s(i, j), k(j, d));
+        if (forward.is_allowed(i, j)) sum.add_product(grad_s(i, j), k(j, d));
       }
       truth.query(i, d) = with.multiply(sum.result(with), factor);
     }
@@ -229,14 +228,14 @@ inline HeadGradientTruth backward(const Arithmetic& with, const Table& q, const 
     for (Index d = 0; d < k.cols; ++d) {
       BoundedSum sum;
       for (Index i = 0; i < q.rows; ++i) {
-        if (forward.is_allowed(i, j)) sum.add_product(with, grad_s(i, j), q(i, d));
+        if (forward.is_allowed(i, j)) sum.add_product(grad_s(i, j), q(i, d));
       }
       truth.key(j, d) = with.multiply(sum.result(with), factor);
     }
     for (Index c = 0; c < v.cols; ++c) {
       BoundedSum sum;
       for (Index i = 0; i < q.rows; ++i) {
-        if (forward.is_allowed(i, j)) sum.add_product(with, dropped(i, j), grad_output(i, c));
+        if (forward.is_allowed(i, j)) sum.add_product(dropped(i, j), grad_output(i, c));
       }
       truth.value(j, c) = sum.result(with);
     }
