@@ -100,6 +100,18 @@ bool is_minus_infinity(const Scalar& x) {
   }
 }
 
+/// x, or +0 if x is -0. Not by adding 0, which -march may fuse with the product that x is.
+template <class Scalar>
+Scalar without_sign_of_zero(const Scalar& x) {
+  if constexpr (std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>) {
+    using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+    const Bits bits = std::bit_cast<Bits>(x);
+    return std::bit_cast<Scalar>(Bits(bits << 1) == 0 ? Bits(0) : bits);
+  } else {
+    return x == Scalar(0) ? Scalar(0) : x;
+  }
+}
+
 /// Neither NaN nor infinite. For built-in and 16-bit types only.
 template <class Scalar>
 bool is_finite(const Scalar& x) {

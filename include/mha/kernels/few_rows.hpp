@@ -72,9 +72,12 @@ class FewRows {
       row_sum_[r] = T(0);
     }
     std::fill_n(at_.acc, rows_ * at_.wide, T(0));
+    const Index first = std::max(chunk, begin_ - begin_ % kKeyTile);
     const Index stop = std::min(end_, chunk + kKeyChunk);
-    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
-      absorb(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+    for (Index tile = first; tile < stop; tile += kKeyTile) {
+      weigh_scores(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
+      if (tile > first) correct();  // before, acc is 0
+      weigh(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
     }
   }
 
@@ -254,17 +257,23 @@ class FewRows {
     }
   }
 
-  /// Keys from, ..., to - 1, within one key tile, into the running state.
-  void absorb(Index from, Index to) {
+  /// Scores of keys from, ..., to - 1, within one key tile, then their weights.
+  void weigh_scores(Index from, Index to) {
     score(from, to);
     kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
                                calls_.unit());
     if (calls_.dropout_row != nullptr) drop(from, to - from);
+  }
+
+  /// What earlier tiles left in acc, under the new maximum.
+  void correct() {
+    const Index wide = at_.wide;
     for (Index r = 0; r < rows_; ++r) {
-      if (correction_[r] == T(1)) continue;
-      for (Index c = 0; c < at_.wide; ++c) at_.acc[r * at_.wide + c] *= correction_[r];
+      const T correction = correction_[r];
+      if (correction == T(1)) continue;
+      T* const acc = at_.acc + r * wide;
+      for (Index c = 0; c < wide; ++c) acc[c] *= correction;
     }
-    weigh(from, to);
   }
 
   void drop(Index from, Index keys) const {
@@ -279,6 +288,7 @@ class FewRows {
     }
   }
 
+  /// Keys from, ..., to - 1 with their weights into acc.
   void weigh(Index from, Index to) {
     if (value_.cols == 0) return;
     const MatrixView<const In> rows = value_.middle_rows(from, to - from);
@@ -350,10 +360,14 @@ class FewRows {
       const Index i = query_of(r);
       T* const lse = head.task.lse.data == nullptr ? nullptr : &head.task.lse(i, 0);
       factor_[r] = end(at_.allowed[r] != 0, total_max_[r], total_sum_[r], lse);
-      for (Index c = 0; c < value_.cols; ++c) {
-        // As where a lane is a query: a -0 of rounding is +0. Not by adding 0, which -march may fuse.
-        const T x = at_.total[r * at_.wide + c] * T(factor_[r] * calls_.dropout_scale);
-        head.task.output(i, c) = mha::detail::convert<Out>(x == T(0) ? T(0) : x);
+      const T factor = factor_[r] * calls_.dropout_scale;
+      const T* const total = at_.total + r * at_.wide;
+      const MatrixView<Out> output = head.task.output.middle_rows(i, 1);
+      const Index cols = value_.cols;
+      for (Index c = 0; c < cols; ++c) {
+        // As where a lane is a query: a -0 of rounding is +0.
+        const T x = mha::detail::without_sign_of_zero(T(total[c] * factor));
+        output(0, c) = mha::detail::convert<Out>(x);
       }
     }
     if (heads_[0].task.weights.data != nullptr) write_weights();

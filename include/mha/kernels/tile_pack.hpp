@@ -188,9 +188,18 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
     }
     r += kCount;
   }
-  for (; r < lanes; ++r) {
-    const T* const row = x + (r < rows ? r : rows - 1) * row_stride;
+  for (; r < rows; ++r) {
+    const T* const row = x + r * row_stride;
     for (Index c = 0; c < cols; ++c) panel[c * panel_row + r] = row[c * col_stride] * factor;
+  }
+  const T* const last = x + (rows - 1) * row_stride;  // in place of all rows beyond it
+  for (; r + kCount <= lanes; r += kCount) {
+    for (Index c = 0; c < cols; ++c) {
+      store(panel + c * panel_row + r, all(last[c * col_stride]) * factors);
+    }
+  }
+  for (; r < lanes; ++r) {
+    for (Index c = 0; c < cols; ++c) panel[c * panel_row + r] = last[c * col_stride] * factor;
   }
 }
 
