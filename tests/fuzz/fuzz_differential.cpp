@@ -9,10 +9,10 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
-    mha::fuzz::differential_case(data, size, {60, 240, 2'400});
+    mha::fuzz::differential_case(data, size, mha::fuzz::kSmallCases);
   } catch (const mha::fuzz::Wrong& wrong) {
-    std::fprintf(stderr, "wrong: %s\n  again: mha_differential --case %s\n", wrong.what(),
-                 mha::fuzz::to_hex(data, size).c_str());
+    std::fprintf(stderr, "wrong: %s\n  again: mha_differential --size small --case %s\n",
+                 wrong.what(), mha::fuzz::to_hex(data, size).c_str());
     std::abort();
   }
   return 0;
