@@ -2,7 +2,7 @@
 //
 // mha/attention.hpp: the meaning of scaled_dot_product_attention and attention at their edges,
 // their errors, and every form in which arguments may come. Sizes and rounding are in
-// test_tiled.cpp, laws in test_attention_laws.cpp, masked NaN in test_poison.cpp.
+// test_attention_grid.cpp, laws in test_attention_laws.cpp, masked NaN in test_poison.cpp.
 #include <mha/attention.hpp>
 
 #include <thread>

@@ -96,9 +96,6 @@ TEST_CASE("the output may be the query, on every target and any number of thread
     const mha::test::UsingTarget using_target(target);
     check_in_place_everywhere<float>();
   }
-#if !MHA_KERNELS
-  check_in_place_everywhere<float>();
-#endif
 }
 
 TEST_CASE("the output may be the query in 16 bits", "[overlap]") {

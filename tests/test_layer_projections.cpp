@@ -380,7 +380,6 @@ struct InTurn {
 
 }  // namespace
 
-#if MHA_KERNELS
 TEST_CASE("a worker whose first task has nothing to compute packs the tokens for the next",
           "[projection][threads][regression]") {
   const Matrix<float> x = random_matrix<float>(69, 182, 1);
@@ -403,7 +402,6 @@ TEST_CASE("a worker whose first task has nothing to compute packs the tokens for
   const Tokens expected = x.cast<double>() * weight.cast<double>();
   CHECK_THAT(y, IsClose(expected, 182 * mha::test::eps_of<float>() * 182));
 }
-#endif
 
 TEST_CASE("keys narrower than queries are projected alike by any number of threads",
           "[layer][threads][regression]") {

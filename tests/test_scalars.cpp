@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // Numbers that carry derivatives through attention and the layer: a dual number of our own and
-// Eigen::AutoDiffScalar. Their derivatives must equal central differences in double, which takes
-// the other, tiled path. And 16-bit numbers, whose sums are kept in float.
+// Eigen::AutoDiffScalar. Their derivatives must equal central differences in double, which the
+// kernels compute. And 16-bit numbers, whose sums are kept in float.
 #include <Eigen/Core>  // before AutoDiff, which does not include it
 #include <cmath>
 #include <limits>

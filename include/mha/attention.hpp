@@ -167,13 +167,11 @@ template <TensorLike Q, TensorLike K, TensorLike V>
   const TensorView<const Scalar> v = tensor_view(value);
   (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
                                         options.past_len, detail::Memory::unused);
-#if MHA_KERNELS
   using Acc = accumulator_t<Scalar>;
   if constexpr (detail::has_kernels<Acc>) {
     const detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
     return kernels::plan_of<Scalar, Acc>(call, options.executor).bytes();
   }
-#endif
   return 0;
 }
 

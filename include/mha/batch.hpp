@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // A whole call: many heads of many sequences. Its checks, and how it is cut into heads and
-// computed: by the kernels (float, double, 16-bit types), without them by tiled.hpp, or by
-// reference.hpp (every other scalar). What attention.hpp and multi_head.hpp share.
+// computed: by the kernels (float, double, 16-bit types) or by reference.hpp (every other scalar).
+// What attention.hpp and multi_head.hpp share.
 #pragma once
 
 #include "mha/checks.hpp"
@@ -10,9 +10,6 @@
 #include "mha/kernels/attend.hpp"
 #include "mha/reference.hpp"
 #include "mha/score.hpp"
-#if !MHA_KERNELS
-#include "mha/tiled.hpp"
-#endif
 
 namespace mha::detail {
 
@@ -76,11 +73,11 @@ struct BatchTask {
   }
 };
 
-/// Scalars that the kernels, or Eigen's products, compute in.
+/// Do the kernels compute in this type?
 template <class Acc>
-inline constexpr bool has_fast_path = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
+inline constexpr bool has_kernels = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
 
-/// Every head of every sequence, head by head: without kernels, or for scalars that they do not take.
+/// Every head of every sequence, head by head: for scalars that the kernels do not take.
 template <class In, class Out, class Acc, class RuleSet>
 void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
                     const Executor& executor) {
@@ -89,26 +86,14 @@ void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
     const Index b = k / num_heads;
     const Index h = k % num_heads;
     const HeadTask<In, Out, Acc> task = call.head(b, h);
-#if !MHA_KERNELS
-    if constexpr (has_fast_path<Acc>) {
-      TileScratch<Acc> scratch;
-      TiledHead(rules, call.extent(b), b, h, task, scratch).run();
-      return;
-    }
-#endif
     reference::attend(rules, call.extent(b), b, h, task);
   });
 }
-
-/// Do the kernels compute in this type?
-template <class Acc>
-inline constexpr bool has_kernels = MHA_KERNELS != 0 && has_fast_path<Acc>;
 
 /// Every head of every sequence.
 template <class In, class Out, class Acc, class RuleSet>
 void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
             [[maybe_unused]] Workspace* workspace) {
-#if MHA_KERNELS
   if constexpr (has_kernels<Acc>) {
     const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
     const CallMemory memory(workspace, plan.bytes());
@@ -116,9 +101,6 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
   } else {
     attend_plainly(call, rules, executor);
   }
-#else
-  attend_plainly(call, rules, executor);
-#endif
 }
 
 /// Where the inputs of a call lie.

@@ -74,8 +74,10 @@ FloatBits float_bits(const Scalar& x) {
     static_assert(digits == 64 || digits == 113, "mha: this platform's long double is unknown");
     std::uint64_t low = 0;
     std::uint64_t high = 0;
-    std::memcpy(&low, &x, 8);
-    std::memcpy(&high, reinterpret_cast<const char*>(&x) + 8, sizeof(x) < 16 ? 2 : 8);
+    const auto* const bytes = reinterpret_cast<const char*>(&x);
+    constexpr bool big = std::endian::native == std::endian::big;
+    std::memcpy(&low, bytes + (big ? 8 : 0), 8);
+    std::memcpy(&high, bytes + (big ? 0 : 8), sizeof(x) < 16 ? 2 : 8);
     if constexpr (std::numeric_limits<long double>::digits == 64) {
       return {(high >> 15 & 1) != 0, (high & 0x7FFF) == 0x7FFF, (low << 1) == 0};
     } else {

@@ -100,8 +100,6 @@ void backward_plainly(const BatchGradient<In, Acc>& call, const RuleSet& rules, 
   }
 }
 
-#if MHA_KERNELS
-
 /// The same by the kernels, in `memory`.
 template <class In, class Acc, class RuleSet>
 void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rules,
@@ -145,8 +143,6 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
   }
 }
 
-#endif
-
 /// Every head of every sequence. A key head's gradients are the work of one task: the same bits for
 /// any number of threads. Where rules collect gradients, which heads share, one thread does all.
 template <class In, class Acc, class RuleSet>
@@ -154,7 +150,6 @@ void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Ex
               [[maybe_unused]] Workspace* workspace) {
   const Index kv_heads = call.forward.key.size(1);
   const Executor& own = RuleSet::kCollectsGradient ? Executor() : executor;
-#if MHA_KERNELS
   if constexpr (has_kernels<Acc>) {
     const Index tasks = call.forward.batch() * kv_heads;
     const Index head_dim = call.forward.query.size(3);
@@ -180,11 +175,10 @@ void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Ex
                           kernels::GradientMemory<Acc>(sizes, keeps_capped, arena), k / kv_heads,
                           k % kv_heads);
     });
-    return;
+  } else {
+    own.parallel_for(call.forward.batch() * kv_heads,
+                     [&](Index k) { backward_plainly(call, rules, k / kv_heads, k % kv_heads); });
   }
-#endif
-  own.parallel_for(call.forward.batch() * kv_heads,
-                   [&](Index k) { backward_plainly(call, rules, k / kv_heads, k % kv_heads); });
 }
 
 }  // namespace detail

@@ -45,7 +45,6 @@ class LayerPass {
     s.lse_width = own_lse ? c.num_heads : 0;
     s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
     s.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
-#if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
         const auto way = kernels::way_to_project(rows, inputs, width, false);
@@ -55,7 +54,6 @@ class LayerPass {
       s.key_heads = apart(key_rows, c.kdim, c.kv_heads, s.key_width);
       s.value_heads = apart(key_rows, c.vdim, c.kv_heads, s.value_width);
     }
-#endif
     if constexpr (!std::is_same_v<Scalar, Acc>) {
       for (const Linear* linear :
            {&layer_.q_proj, &layer_.k_proj, &layer_.v_proj, &layer_.out_proj}) {
@@ -84,7 +82,6 @@ class LayerPass {
                             [[maybe_unused]] const Options& options, [[maybe_unused]] Inputs inputs,
                             [[maybe_unused]] bool contiguous) const {
     std::size_t most = 0;
-#if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const MultiHeadConfig& c = layer_.config();
       const Executor& executor = options.executor;
@@ -126,7 +123,6 @@ class LayerPass {
                                     false, executor);
       most = std::max(most, plan.bytes());
     }
-#endif
     return most;
   }
 
@@ -217,17 +213,14 @@ class LayerPass {
   }
 
   template <class RuleSet>
-  static void attend(const LayerMemory<Acc>& memory, const BatchTask<Acc>& call,
+  static void attend([[maybe_unused]] const LayerMemory<Acc>& memory, const BatchTask<Acc>& call,
                      const RuleSet& rules, const Options& options) {
-#if MHA_KERNELS
     if constexpr (has_kernels<Acc>) {
       const auto plan = kernels::plan_of<Acc, Acc>(call, options.executor);
       kernels::attend<Acc, Acc, Acc>(call, rules, plan, options.executor, memory.scratch);
-      return;
+    } else {
+      attend_plainly(call, rules, options.executor);
     }
-#endif
-    (void)memory;
-    mha::detail::attend(call, rules, options.executor, nullptr);
   }
 
   /// q, k and v. What is projected from one matrix is projected together. With add_bias_kv, the bias

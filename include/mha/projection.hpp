@@ -9,9 +9,6 @@
 #include "mha/batch.hpp"
 #include "mha/head_columns.hpp"
 #include "mha/kernels/project.hpp"
-#if !MHA_KERNELS
-#include "mha/product.hpp"
-#endif
 
 namespace mha {
 
@@ -76,8 +73,6 @@ void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& w
   }
 }
 
-#if MHA_KERNELS
-
 /// How the kernels map rows by `jobs` weights, the widest of which has so many outputs.
 template <class Acc, class In, class Scalar, class Out>
 kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index jobs,
@@ -126,93 +121,32 @@ void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Line
   if constexpr (std::is_same_v<Scalar, Acc>) run(jobs, num_tasks);
 }
 
-#else
-
-/// y = x W + b for some rows, in Acc, through Eigen's product.
-template <class Acc, class In, class Out>
-void project_tile(const MatrixView<const In>& x, const MatrixView<const Acc>& weight,
-                  const MatrixView<const Acc>& bias, const MatrixView<Out>& y) {
-  Matrix<Acc> input;
-  const Acc* rows = nullptr;
-  Index stride = 0;
-  if constexpr (std::is_same_v<In, Acc>) {
-    if (x.col_stride == 1) {
-      rows = x.data;
-      stride = x.row_stride;
-    }
-  }
-  if (rows == nullptr) {
-    input.resize(x.rows, x.cols);
-    for (Index i = 0; i < x.rows; ++i) {
-      for (Index d = 0; d < x.cols; ++d) input(i, d) = convert<Acc>(x(i, d));
-    }
-    rows = input.data();
-    stride = input.outerStride();
-  }
-  const auto compute = [&](Acc* result, Index result_stride) {
-    for (Index i = 0; i < x.rows; ++i) {
-      for (Index c = 0; c < y.cols; ++c) {
-        result[i * result_stride + c] = bias.cols != 0 ? bias(0, c) : Acc(0);
-      }
-    }
-    add_product(rows, stride, weight.data, weight.row_stride, result, result_stride, x.rows, x.cols,
-                y.cols);
-  };
-  if (std::is_same_v<Out, Acc> && y.col_stride == 1) {
-    if constexpr (std::is_same_v<Out, Acc>) compute(y.data, y.row_stride);
-  } else {
-    Matrix<Acc> result(y.rows, y.cols);
-    compute(result.data(), result.outerStride());
-    for (Index i = 0; i < y.rows; ++i) {
-      for (Index c = 0; c < y.cols; ++c) y(i, c) = convert<Out>(result(i, c));
-    }
+/// The same for scalars that the kernels do not take, each number by itself.
+template <class Acc, class In, class Linear, class Out>
+void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
+                     Index num_tasks, const Executor& executor) {
+  for (Index n = 0; n < num_tasks; ++n) {
+    const Linear& linear = *tasks[n].linear;
+    const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
+    // One column: Eigen's strides are a column's.
+    const MatrixView<const Acc> weight{linear.weight.data(), linear.weight.rows(),
+                                       linear.weight.cols(), linear.weight.cols(), 1};
+    const MatrixView<const Acc> bias = matrix_view(linear.bias);
+    executor.parallel_for(x.rows, [&](Index i) {
+      project_plain<Acc>(x.middle_rows(i, 1), weight, bias, y.middle_rows(i, 1));
+    });
   }
 }
-
-#endif
 
 /// y = x W + b for up to three weights of one x. Sums are kept in Acc.
 template <class Acc, class In, class Linear, class Out>
 void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
              Index num_tasks, const Executor& executor,
              [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
-#if MHA_KERNELS
   if constexpr (has_kernels<Acc>) {
     project_by_kernels<Acc>(x, tasks, num_tasks, executor, memory);
-    return;
-  }
-#endif
-  using Scalar = typename Linear::Weight::Scalar;
-  for (Index n = 0; n < num_tasks; ++n) {
-    const Linear& linear = *tasks[n].linear;
-    const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
-    Matrix<Acc> wide_weight;
-    RowVector<Acc> wide_bias;
-    MatrixView<const Acc> weight;
-    MatrixView<const Acc> bias;
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      weight = matrix_view(linear.weight);
-      bias = matrix_view(linear.bias);
-      weight.row_stride = linear.weight.cols();  // one column: Eigen's strides are a column's
-      weight.col_stride = 1;
-    } else {
-      wide_weight = linear.weight.template cast<Acc>();
-      wide_bias = linear.bias.template cast<Acc>();
-      weight = matrix_view(wide_weight);
-      bias = matrix_view(wide_bias);
-    }
-    constexpr Index kRows = 256;  // at a time, whoever computes: part of what fixes the bits
-    executor.parallel_for((x.rows + kRows - 1) / kRows, [&](Index t) {
-      const Index row = t * kRows;
-      const Index rows = std::min(kRows, x.rows - row);
-#if !MHA_KERNELS
-      if constexpr (has_fast_path<Acc>) {
-        project_tile<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
-        return;
-      }
-#endif
-      project_plain<Acc>(x.middle_rows(row, rows), weight, bias, y.middle_rows(row, rows));
-    });
+  } else {
+    project_plainly<Acc>(x, tasks, num_tasks, executor);
   }
 }
 

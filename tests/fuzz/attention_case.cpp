@@ -174,7 +174,7 @@ class AttentionCase : public AttentionInputs<Scalar> {
     });
   }
 
-  static constexpr bool kKernelScalar = MHA_KERNELS != 0 && !std::is_same_v<Scalar, long double>;
+  static constexpr bool kKernelScalar = !std::is_same_v<Scalar, long double>;
 
   bool need_weights = false, need_lse = false;
   Stored<Scalar> output;

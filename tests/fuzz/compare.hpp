@@ -118,8 +118,7 @@ inline ThreadPool& pool_of(Index choice) {
 /// Runs the next call on one of the targets that this machine has.
 inline void draw_target(Bytes& bytes) {
   std::vector<kernels::Target> all;
-  for (const auto t : {kernels::Target::eigen, kernels::Target::native, kernels::Target::sse2,
-                       kernels::Target::avx2, kernels::Target::avx512}) {
+  for (const auto t : kernels::kAllTargets) {
     if (kernels::is_available(t)) all.push_back(t);
   }
   kernels::use_target(all[static_cast<std::size_t>(bytes.pick(static_cast<Index>(all.size())))]);

@@ -592,7 +592,7 @@ class LayerCase {
     compare_table("gradient of bias_v", Matrix<Acc>(g.bias_v), wanted.bias_v);
   }
 
-  static constexpr bool kKernelScalar = MHA_KERNELS != 0 && !std::is_same_v<Scalar, long double>;
+  static constexpr bool kKernelScalar = !std::is_same_v<Scalar, long double>;
 
   Arithmetic with;
   MultiHeadConfig config;

@@ -53,7 +53,7 @@ double largest(const M& m) {
 ///     weight          twice all that;   output  V times that, and n u V more
 /// in the worst case. The roundings of a sum are as good as independent, so that lengths enter by
 /// their square roots (Higham, Mary 2019, SIAM J. Sci. Comput. 41(5), theorem 2.4). Measured in
-/// test_tiled.cpp: below 0.3 of this bound; below 0.6 for 16-bit types, whose output is rounded
+/// test_attention_grid.cpp: below 0.3 of this bound; below 0.6 for 16-bit types, whose output is rounded
 /// once more.
 template <class Scalar>
 double relative_tolerance(Index head_dim, Index kv_len, double score_size, Index modifiers) {

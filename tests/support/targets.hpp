@@ -9,11 +9,10 @@
 
 namespace mha::test {
 
-/// Instruction sets of the kernels that run here; none if they are compiled out.
+/// Instruction sets of the kernels that run here.
 inline std::vector<kernels::Target> available_targets() {
-  using kernels::Target;
-  std::vector<Target> result;
-  for (const Target t : {Target::native, Target::sse2, Target::avx2, Target::avx512}) {
+  std::vector<kernels::Target> result;
+  for (const kernels::Target t : kernels::kAllTargets) {
     if (kernels::is_available(t)) result.push_back(t);
   }
   return result;

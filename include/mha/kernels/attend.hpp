@@ -15,8 +15,6 @@
 #include "mha/kernels/query_block.hpp"
 #include "mha/workspace.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// Calls of at most this many queries are computed by FewRows: with fewer than five of sixteen lanes
@@ -326,5 +324,3 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
 }
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

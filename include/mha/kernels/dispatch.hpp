@@ -16,49 +16,59 @@
 
 namespace mha::kernels {
 
-/// Instruction sets, in rising order. `eigen`: compiled with MHA_KERNELS=0, everything runs through
-/// Eigen's products. `native`: the vectors of a processor other than x86-64.
-enum class Target { eigen, native, sse2, avx2, avx512 };
+/// Instruction sets, in rising order; `generic` is plain C++, for any compiler and processor.
+enum class Target {
+#define MHA_TARGET_NAME(t) t,
+  MHA_TARGETS(MHA_TARGET_NAME)
+#undef MHA_TARGET_NAME
+};
 
 inline const char* name(Target t) {
   switch (t) {
-    case Target::eigen:
-      return "eigen";
-    case Target::native:
-      return "native";
-    case Target::sse2:
-      return "sse2";
-    case Target::avx2:
-      return "avx2";
-    case Target::avx512:
-      return "avx512";
+#define MHA_TARGET_CASE(t) \
+  case Target::t:          \
+    return #t;
+    MHA_TARGETS(MHA_TARGET_CASE)
+#undef MHA_TARGET_CASE
   }
   return "";
 }
 
+/// All of them, of this machine or not, in rising order.
+inline constexpr Target kAllTargets[] = {
+#define MHA_TARGET_VALUE(t) Target::t,
+    MHA_TARGETS(MHA_TARGET_VALUE)
+#undef MHA_TARGET_VALUE
+};
+
+namespace detail {
+
+/// Can this machine run what was compiled for the target?
+inline bool runs_generic() { return true; }
+inline bool runs_neon() { return true; }
+inline bool runs_sse2() { return true; }
+#if !MHA_GENERIC && defined(__x86_64__)
+// __builtin_cpu_supports asks the operating system too (XGETBV).
+inline bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+}
+inline bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+         __builtin_cpu_supports("fma") != 0;
+}
+#endif
+
+}  // namespace detail
+
 /// Was code for this target generated, and can this machine run it?
 inline bool is_available(Target t) {
   switch (t) {
-#if !MHA_KERNELS
-    case Target::eigen:
-      return true;
-#elif defined(__x86_64__)
-#if MHA_HAS_SSE2
-    case Target::sse2:
-      return true;
-#endif
-#if MHA_HAS_AVX2
-    case Target::avx2:  // __builtin_cpu_supports asks the operating system too (XGETBV)
-      return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
-#endif
-    case Target::avx512:
-      return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-             __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-             __builtin_cpu_supports("fma") != 0;
-#else
-    case Target::native:
-      return true;
-#endif
+#define MHA_TARGET_CASE(t) \
+  case Target::t:          \
+    return detail::runs_##t();
+    MHA_TARGETS_HERE(MHA_TARGET_CASE)
+#undef MHA_TARGET_CASE
     default:
       return false;
   }
@@ -67,10 +77,11 @@ inline bool is_available(Target t) {
 namespace detail {
 
 inline Target best_target() {
-  for (const Target t : {Target::avx512, Target::avx2, Target::sse2, Target::native}) {
-    if (is_available(t)) return t;
+  Target best = Target::generic;
+  for (const Target t : kAllTargets) {
+    if (is_available(t)) best = t;
   }
-  return Target::eigen;
+  return best;
 }
 
 inline std::atomic<Target>& chosen_target() {
@@ -88,8 +99,7 @@ inline Target target() { return detail::chosen_target().load(std::memory_order_r
 inline void use_target(Target t) {
   if (!is_available(t)) {
     std::string all;
-    for (const Target other :
-         {Target::eigen, Target::native, Target::sse2, Target::avx2, Target::avx512}) {
+    for (const Target other : kAllTargets) {
       if (is_available(other)) all += (all.empty() ? "" : ", ") + std::string(name(other));
     }
     const std::string got = *name(t) != 0 ? name(t) : std::to_string(static_cast<int>(t));
@@ -99,39 +109,21 @@ inline void use_target(Target t) {
   detail::chosen_target().store(t, std::memory_order_relaxed);
 }
 
-#if MHA_KERNELS
-
-#if defined(__x86_64__)
-#if MHA_HAS_SSE2
-#define MHA_IF_SSE2(expression) \
-  case Target::sse2:            \
-    return expression;
-#else
-#define MHA_IF_SSE2(expression)
-#endif
-#if MHA_HAS_AVX2
-#define MHA_IF_AVX2(expression) \
-  case Target::avx2:            \
-    return expression;
-#else
-#define MHA_IF_AVX2(expression)
-#endif
-#endif
-
-/// The functions of a target; never asked for Target::eigen.
+/// The functions of a target that this program holds.
 template <class T>
 const Kernels<T>& table(Target which) {
+  const Kernels<T>* found = nullptr;
   switch (which) {
-#if defined(__x86_64__)
-    MHA_IF_SSE2(sse2::kTable<T>)
-    MHA_IF_AVX2(avx2::kTable<T>)
+#define MHA_TARGET_CASE(t) \
+  case Target::t:          \
+    found = &t::kTable<T>; \
+    break;
+    MHA_TARGETS_HERE(MHA_TARGET_CASE)
+#undef MHA_TARGET_CASE
     default:
-      return avx512::kTable<T>;
-#else
-    default:
-      return native::kTable<T>;
-#endif
+      break;
   }
+  return *found;
 }
 
 template <class T>
@@ -141,21 +133,14 @@ using Modify = void (*)(const void*, const ModifyTile<T>&);
 template <class T, class RuleSet>
 Modify<T> modify_of(Target which) {
   switch (which) {
-#if defined(__x86_64__)
-    MHA_IF_SSE2((sse2::modify<T, RuleSet>))
-    MHA_IF_AVX2((avx2::modify<T, RuleSet>))
+#define MHA_TARGET_CASE(t) \
+  case Target::t:          \
+    return t::modify<T, RuleSet>;
+    MHA_TARGETS_HERE(MHA_TARGET_CASE)
+#undef MHA_TARGET_CASE
     default:
-      return avx512::modify<T, RuleSet>;
-#else
-    default:
-      return native::modify<T, RuleSet>;
-#endif
+      return nullptr;
   }
 }
-
-#undef MHA_IF_SSE2
-#undef MHA_IF_AVX2
-
-#endif  // MHA_KERNELS
 
 }  // namespace mha::kernels

@@ -13,8 +13,6 @@
 
 #include "mha/kernels/head.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// Rows that are computed together at the most.
@@ -218,10 +216,10 @@ class FewRows {
     if (calls_.natural_scores()) modify(from, keys);
     for (Index r = 0; r < rows_; ++r) {
       T* const row = at_.s + r * kKeyTile;
-      for (Index j = from; j < std::min<Index>(to, at_.begin[r]); ++j) {
+      for (Index j = from; j < std::min(to, static_cast<Index>(at_.begin[r])); ++j) {
         mha::detail::set_minus_infinity(row[j - from]);
       }
-      for (Index j = std::max<Index>(from, at_.end[r]); j < to; ++j) {
+      for (Index j = std::max(from, static_cast<Index>(at_.end[r])); j < to; ++j) {
         mha::detail::set_minus_infinity(row[j - from]);
       }
       for (Index j = keys; j < lanes; ++j) mha::detail::set_minus_infinity(row[j]);
@@ -386,8 +384,8 @@ class FewRows {
                                  calls_.unit());
       for (Index r = 0; r < rows_; ++r) {
         if (at_.allowed[r] == 0) continue;
-        const Index last = std::min<Index>(to, at_.end[r]);
-        for (Index j = std::max<Index>(from, at_.begin[r]); j < last; ++j) {
+        const Index last = std::min(to, static_cast<Index>(at_.end[r]));
+        for (Index j = std::max(from, static_cast<Index>(at_.begin[r])); j < last; ++j) {
           head_of(r).task.weights(query_of(r), j) = at_.s[r * kKeyTile + j - from] * factor_[r];
         }
       }
@@ -410,5 +408,3 @@ class FewRows {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

@@ -14,8 +14,6 @@
 #include "mha/kernels/query_tile.hpp"
 #include "mha/reference_gradient.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// What rules do in the backward pass, without their types.
@@ -373,5 +371,3 @@ class GradientTile : public QueryTile<In, In, T> {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

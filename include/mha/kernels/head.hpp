@@ -11,8 +11,6 @@
 #include "mha/kernels/tile_memory.hpp"
 #include "mha/reference.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// One head of one sequence, for the kernels.
@@ -86,5 +84,3 @@ struct RowEnd {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

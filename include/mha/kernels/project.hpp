@@ -19,8 +19,6 @@
 #include "mha/head_columns.hpp"
 #include "mha/kernels/attend.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// W, inputs x outputs, row-major; b or null.
@@ -515,5 +513,3 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
 }
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

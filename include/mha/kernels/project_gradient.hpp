@@ -13,8 +13,6 @@
 
 #include "mha/kernels/project.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// C (+)= A B for a panel of B at a time: rows x cols, over a depth.
@@ -167,5 +165,3 @@ class PanelProducts {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

@@ -6,8 +6,6 @@
 
 #include "mha/kernels/query_tile.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// Neighbouring tiles of one head's queries that go through the keys together, so that each key tile
@@ -117,5 +115,3 @@ class QueryBlock {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

@@ -20,8 +20,6 @@
 #include "mha/kernels/head.hpp"
 #include "mha/kernels/segments.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// Two ranges of rows to bring into the second-level cache, `step` from one row to the next in both;
@@ -444,8 +442,8 @@ class QueryTile {
         const Index stop = std::min(count_, s.end_group * kGroup);
         for (Index l = lane; l < stop; ++l) {
           if (at_.allowed[l] == 0) continue;
-          const Index last = std::min<Index>(s.end, at_.end[l]);
-          for (Index j = std::max<Index>(s.begin, at_.begin[l]); j < last; ++j) {
+          const Index last = std::min(s.end, static_cast<Index>(at_.end[l]));
+          for (Index j = std::max(s.begin, static_cast<Index>(at_.begin[l])); j < last; ++j) {
             task_.weights(first_ + l, j) = at_.scratch.s[(j - tile) * kWide + l] * factor[l];
           }
         }
@@ -472,5 +470,3 @@ class QueryTile {
 };
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

@@ -9,8 +9,6 @@
 
 #include "mha/kernels/dispatch.hpp"
 
-#if MHA_KERNELS
-
 namespace mha::kernels {
 
 /// log2(e), ln(2).
@@ -105,5 +103,3 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
 }
 
 }  // namespace mha::kernels
-
-#endif  // MHA_KERNELS

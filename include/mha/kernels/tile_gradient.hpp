@@ -26,11 +26,11 @@ template <class T>
 using Unsigned = typename Simd<T>::Unsigned;
 template <class T>
 MHA_INLINE Unsigned<T> low_32(Unsigned<T> x) {
-  return x & reinterpret_cast<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(0xFFFFFFFFu)));
+  return x & bits_as<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(0xFFFFFFFFu)));
 }
 template <class T>
 MHA_INLINE Unsigned<T> all_32(std::uint32_t x) {
-  return low_32<T>(reinterpret_cast<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(x))));
+  return low_32<T>(bits_as<Unsigned<T> >(all_int<T>(static_cast<int_of<T> >(x))));
 }
 
 /// All bits of the lanes whose weight of key j is kept, no bit of the others: DropoutRow::bits by
@@ -38,16 +38,16 @@ MHA_INLINE Unsigned<T> all_32(std::uint32_t x) {
 template <class T>
 MHA_INLINE IntVec<T> kept_lanes(const DropoutLanes<T>& dropout, Index lane, Index j) {
   const std::uint32_t step = static_cast<std::uint32_t>(dropout.first_key + j) * 0x9E3779B9u;
-  auto x = reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.start + lane));
+  auto x = bits_as<Unsigned<T> >(load_int<T>(dropout.start + lane));
   x = low_32<T>(x + all_32<T>(step));
   x ^= x >> 16;
   x = low_32<T>(x * all_32<T>(0x85EBCA6Bu));
   x ^= x >> 13;
   x = low_32<T>(x * all_32<T>(0xC2B2AE35u));
   x ^= x >> 16;
-  x ^= low_32<T>(reinterpret_cast<Unsigned<T> >(load_int<T>(dropout.twist + lane)));
+  x ^= low_32<T>(bits_as<Unsigned<T> >(load_int<T>(dropout.twist + lane)));
   const auto last = static_cast<std::uint32_t>(dropout.threshold - 1);
-  return reinterpret_cast<IntVec<T> >(x > all_32<T>(last));
+  return bits_as<IntVec<T> >(x > all_32<T>(last));
 }
 
 /// Kernels::drop_gradient.
@@ -87,7 +87,7 @@ void dot(const T* a, const T* b, Index rows, Index vectors, T* sum) {
 /// `x` where `p` is not 0, else 0: told by the bits, which -ffast-math leaves alone.
 template <class T>
 MHA_INLINE Vec<T> where_weighed(Vec<T> p, Vec<T> x) {
-  const IntVec<T> none = reinterpret_cast<IntVec<T> >(p) == IntVec<T>{};
+  const IntVec<T> none = bits_as<IntVec<T> >(p) == IntVec<T>{};
   return select<T>(none, Vec<T>{}, x);
 }
 

@@ -22,7 +22,7 @@ MHA_INLINE Lanes<int> positions(Index first, bool counting, Index last) {
   for (int l = 0; l < kSixteen; l += Simd<float>::kCount) {
     IntVec<float> p = all_int<float>(static_cast<std::int32_t>(first));
     if (counting) p += load_int<float>(kCounting<std::int32_t> + l);
-    p = p < most ? p : most;
+    p = smaller_int<float>(p, most);
     store_int<float>(result.v + l, p);
   }
   return result;
@@ -68,7 +68,7 @@ struct Sixteen {
     if (!to_be_noted) return;
     IntVec<T> any = {};
     for (int l = 0; l < kSixteen; l += Simd<T>::kCount) {
-      const auto bits = reinterpret_cast<IntVec<T> >(load(s + l));
+      const auto bits = bits_as<IntVec<T> >(load(s + l));
       const IntVec<T> allowed = (bits != all_int<T>(kMinusInfinityBits<T>)) & range_mask(l);
       if constexpr (kQueries) {
         int_of<T>* const so_far = tile.allowed + first + l;
@@ -95,9 +95,9 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
     alignas(64) const Lanes<int> i = positions(at.query(0), kQueries, extent.query_len - 1);
     alignas(64) const Lanes<int> j = positions(at.key(0), !kQueries, extent.kv_len - 1);
     alignas(64) Lanes<T> scores;
-    __builtin_memcpy(scores.v, at.s, sizeof(scores.v));
+    copy_bytes(scores.v, at.s, sizeof(scores.v));
     scores = rules.score_lanes(scores, extent, tile.b, tile.h, i, j);
-    __builtin_memcpy(at.s, scores.v, sizeof(scores.v));
+    copy_bytes(at.s, scores.v, sizeof(scores.v));
     if constexpr (RuleSet::kScoreMayMask) at.note_allowed();
     return;
   }
@@ -109,7 +109,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
         answers[l] = rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
       }
       alignas(64) T before[kSixteen];
-      __builtin_memcpy(before, at.s, sizeof(before));
+      copy_bytes(before, at.s, sizeof(before));
       int yes = 0;
       for (const bool answer : answers) yes += answer ? 1 : 0;
       every_one = yes == kSixteen;
@@ -117,7 +117,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
         for (int l = 0; l < kSixteen; ++l) {
           if (!answers[l]) mha::detail::set_minus_infinity(before[l]);
         }
-        __builtin_memcpy(at.s, before, sizeof(before));
+        copy_bytes(at.s, before, sizeof(before));
         at.note_allowed();
         return;
       }
@@ -127,11 +127,11 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
     // Through local arrays, which nothing that the function reads can overlap.
     alignas(64) T in[kSixteen];
     alignas(64) T out[kSixteen];
-    __builtin_memcpy(in, at.s, sizeof(in));
+    copy_bytes(in, at.s, sizeof(in));
     for (int l = 0; l < kSixteen; ++l) {
       out[l] = rules.score(in[l], extent, tile.b, tile.h, at.query(l), at.key(l));
     }
-    __builtin_memcpy(at.s, out, sizeof(out));
+    copy_bytes(at.s, out, sizeof(out));
     if constexpr (RuleSet::kMayMask) at.note_allowed();
     return;
   }

@@ -14,6 +14,8 @@ template <class T>
 inline constexpr int kChunk = 16 / static_cast<int>(sizeof(T));
 inline constexpr int kChunks = MHA_VECTOR_BYTES / 16;
 
+#if MHA_VECTOR_BYTES > 16
+
 template <class T>
 struct Chunk {
   using Type __attribute__((vector_size(16), aligned(sizeof(T)), may_alias)) = T;
@@ -29,11 +31,13 @@ MHA_INLINE typename Chunk<T>::Plain chunk_at(const T* p) {
   return chunk_in(p);
 }
 
+#endif
+
 /// The chunks at p, p + stride, ... as one vector.
 template <class T>
 MHA_INLINE Vec<T> gather_chunks(const T* p, [[maybe_unused]] Index stride) {
 #if MHA_VECTOR_BYTES == 16
-  return chunk_at(p);
+  return load(p);
 #elif MHA_VECTOR_BYTES == 32
   if constexpr (sizeof(T) == 4) {
     return __builtin_shufflevector(chunk_at(p), chunk_at(p + stride), 0, 1, 2, 3, 4, 5, 6, 7);
@@ -70,6 +74,9 @@ MHA_INLINE Vec<T> repeat_chunk(const T* p) {
 /// The chunks of v to p, p + stride, ...
 template <class T>
 MHA_INLINE void scatter_chunks(T* p, [[maybe_unused]] Index stride, Vec<T> v) {
+#if MHA_VECTOR_BYTES == 16
+  store(p, v);
+#else
 #define MHA_STORE_CHUNK(k)                                                             \
   if constexpr (sizeof(T) == 4) {                                                      \
     *reinterpret_cast<typename Chunk<T>::Type*>(p + (k)*stride) =                      \
@@ -79,15 +86,16 @@ MHA_INLINE void scatter_chunks(T* p, [[maybe_unused]] Index stride, Vec<T> v) {
         __builtin_shufflevector(v, v, 2 * (k), 2 * (k) + 1);                           \
   }
   MHA_STORE_CHUNK(0)
-#if MHA_VECTOR_BYTES >= 32
   MHA_STORE_CHUNK(1)
-#endif
 #if MHA_VECTOR_BYTES >= 64
   MHA_STORE_CHUNK(2)
   MHA_STORE_CHUNK(3)
 #endif
 #undef MHA_STORE_CHUNK
+#endif
 }
+
+#if MHA_VECTOR_TYPES
 
 /// Transposes v[0 .. kChunk) within each 16-byte part.
 template <class T>
@@ -126,10 +134,25 @@ MHA_INLINE void transpose_chunks(Vec<T> (&v)[kChunk<T>]) {
 #undef MHA_SHUFFLE2
 }
 
+#else
+
+/// Transposes v[0 .. kChunk).
+template <class T>
+MHA_INLINE void transpose_chunks(Vec<T> (&v)[kChunk<T>]) {
+  Vec<T> columns[kChunk<T>];
+  MHA_UNROLL for (int r = 0; r < kChunk<T>; ++r) {
+    MHA_UNROLL for (int c = 0; c < kChunk<T>; ++c) columns[c].v[r] = v[r].v[c];
+  }
+  MHA_UNROLL for (int c = 0; c < kChunk<T>; ++c) v[c] = columns[c];
+}
+
+#endif
+
 /// Kernels::pack.
 template <class T>
 void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols, T factor,
           T* panel, Index panel_row, Index lanes) {
+  if (cols <= 0) return;  // x may be null
   constexpr Index kCount = Simd<T>::kCount;
   const Vec<T> factors = all(factor);
   Index r = 0;
@@ -143,7 +166,7 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
         MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
           v[k] = gather_chunks(from, kChunk<T> * row_stride);
           from += row_stride;
-          asm("" : "+r"(from));  // one pointer that moves, not sixteen
+          MHA_MOVING_POINTER(from);  // one pointer that moves, not sixteen
         }
         transpose_chunks<T>(v);
         MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
@@ -172,7 +195,7 @@ void pack(const T* x, Index row_stride, Index col_stride, Index rows, Index cols
     for (; c + kChunk<T> <= cols; c += kChunk<T>) {
       alignas(64) T block[static_cast<std::size_t>(kCount * kChunk<T>)];
       for (Index l = 0; l < kCount; ++l) {
-        __builtin_memcpy(block + l * kChunk<T>, from[l] + c, sizeof(T) * kChunk<T>);
+        copy_bytes(block + l * kChunk<T>, from[l] + c, sizeof(T) * kChunk<T>);
       }
       Vec<T> v[kChunk<T>];
       MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) {
@@ -231,7 +254,7 @@ void unpack_blocks(const T* panel, Index panel_row, const T* factor, const T* of
         v[k] = gather_chunks(from, kChunk<T> * panel_row) * f;
         keep_rounding(v[k]);
         from += panel_row;
-        asm("" : "+r"(from));  // one pointer that moves, not sixteen
+        MHA_MOVING_POINTER(from);  // one pointer that moves, not sixteen
       }
       transpose_chunks<T>(v);
       MHA_UNROLL for (int k = 0; k < kChunk<T>; ++k) store(row + k * row_stride + c, v[k] + o);
@@ -297,7 +320,7 @@ void unpack(const T* panel, Index panel_row, const T* factor, const T* offset, T
         T* const to = out + (r + l) * row_stride + c;
         const T* const part = block + l * kChunk<T>;
         if (width == kChunk<T>) {
-          __builtin_memcpy(to, part, sizeof(T) * kChunk<T>);
+          copy_bytes(to, part, sizeof(T) * kChunk<T>);
         } else {
           for (Index k = 0; k < width; ++k) to[k] = part[k];
         }

@@ -53,7 +53,7 @@ void product_strips(Index strips, Product<T>& x) {
       MHA_UNROLL for (int r = 0; r < R; ++r) {
         MHA_UNROLL for (int w = 0; w < W; ++w) sum[r][w] = load(from + w * kCount);
         from += c_row;
-        asm("" : "+r"(from));  // one pointer that moves, not R * W addresses kept in memory
+        MHA_MOVING_POINTER(from);  // one pointer that moves, not R * W addresses kept in memory
       }
     } else {
       MHA_UNROLL for (int w = 0; w < W; ++w) {
@@ -67,15 +67,15 @@ void product_strips(Index strips, Product<T>& x) {
     const Index ahead = kFetchAhead * x.a_step + R - 1;
     Index k = x.depth;
     for (; k >= 2; k -= 2) {
-      __builtin_prefetch(fetch_now, 0, 2);
+      MHA_PREFETCH(fetch_now, 2);
       fetch_now += x.fetch_step;
       MHA_UNROLL for (int step = 0; step < 2; ++step) {
-        __builtin_prefetch(a_now + ahead, 0, 3);
+        MHA_PREFETCH(a_now + ahead, 3);
         multiply_add<T, R, W>(sum, a_now, a_row, b_now);
         a_now += x.a_step;
         b_now += x.b_step;
-        asm(""
-            : "+r"(a_now), "+r"(b_now));  // pointers that move: addresses of both steps cost more
+        MHA_MOVING_POINTER(a_now);  // addresses of both steps cost more
+        MHA_MOVING_POINTER(b_now);
       }
     }
     if (k > 0) multiply_add<T, R, W>(sum, a_now, a_row, b_now);
@@ -93,7 +93,7 @@ void product_strips(Index strips, Product<T>& x) {
     MHA_UNROLL for (int r = 0; r < R; ++r) {
       MHA_UNROLL for (int w = 0; w < W; ++w) store(c + w * kCount, sum[r][w]);
       c += c_row;
-      asm("" : "+r"(c));
+      MHA_MOVING_POINTER(c);
     }
   }
   x.a = a;

@@ -61,8 +61,8 @@ MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
   keep_rounding(n);
   const Vec<T> r = x - n;
   const Vec<T> p = exp2_fraction<T>(r, kBias);
-  const IntVec<T> bits = reinterpret_cast<IntVec<T> >(shifted) << kFractionBits;
-  return p * reinterpret_cast<Vec<T> >(bits);
+  const IntVec<T> bits = bits_as<IntVec<T> >(shifted) << kFractionBits;
+  return p * bits_as<Vec<T> >(bits);
 }
 
 /// The same down to the smallest subnormal number, for double: 2^n in two factors. Gradients through
@@ -84,9 +84,9 @@ MHA_INLINE Vec<T> exp2_far(Vec<T> x) {
     keep_rounding(first);
     Vec<T> second = n - near + all<T>(kRound + T(1023));
     keep_rounding(second);
-    const Vec<T> p = exp2_fraction<T>(x - n, T(1)) *
-                     reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(first) << 52);
-    return p * reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(second) << 52);
+    const Vec<T> p =
+        exp2_fraction<T>(x - n, T(1)) * bits_as<Vec<T> >(bits_as<IntVec<T> >(first) << 52);
+    return p * bits_as<Vec<T> >(bits_as<IntVec<T> >(second) << 52);
   }
 }
 
@@ -94,8 +94,7 @@ MHA_INLINE Vec<T> exp2_far(Vec<T> x) {
 /// bits, which -ffast-math leaves alone.
 template <class T>
 MHA_INLINE Vec<T> finite_or_zero(Vec<T> row_max) {
-  const IntVec<T> empty =
-      reinterpret_cast<IntVec<T> >(row_max) == all_int<T>(kMinusInfinityBits<T>);
+  const IntVec<T> empty = bits_as<IntVec<T> >(row_max) == all_int<T>(kMinusInfinityBits<T>);
   return select<T>(empty, Vec<T>{}, row_max);
 }
 
@@ -106,8 +105,7 @@ template <class T>
 MHA_INLINE Vec<T> risen(Vec<T> reference, Vec<T> most) {
   constexpr T kSlack = T(8);
   const IntVec<T> behind = most > reference + all<T>(kSlack);
-  const IntVec<T> empty =
-      reinterpret_cast<IntVec<T> >(reference) == all_int<T>(kMinusInfinityBits<T>);
+  const IntVec<T> empty = bits_as<IntVec<T> >(reference) == all_int<T>(kMinusInfinityBits<T>);
   return select<T>(behind | empty, most, reference);
 }
 
@@ -172,7 +170,7 @@ bool raise(const T* tile_max, T* row_max, T* correction, Index vectors, T unit) 
     const Vec<T> to = risen<T>(from, load(tile_max + w * kCount));
     store(row_max + w * kCount, to);
     store(correction + w * kCount, exp2_of<T>((from - finite_or_zero<T>(to)) * all(unit)));
-    changed |= reinterpret_cast<IntVec<T> >(from) != reinterpret_cast<IntVec<T> >(to);
+    changed |= bits_as<IntVec<T> >(from) != bits_as<IntVec<T> >(to);
   }
   return any_bit<T>(changed);
 }
@@ -329,7 +327,7 @@ bool all_finite(const T* x, Index row_stride, Index col_stride, Index rows, Inde
     Index c = 0;
     if (col_stride == 1) {
       for (; c + kCount <= cols; c += kCount) {
-        const auto bits = reinterpret_cast<IntVec<T> >(load(row + c));
+        const auto bits = bits_as<IntVec<T> >(load(row + c));
         special |= (bits & all_int<T>(kExponent)) == all_int<T>(kExponent);
       }
     }
@@ -344,8 +342,8 @@ template <class T>
 MHA_INLINE Vec<T> tanh_of(Vec<T> x) {
   constexpr int_of<T> kSign = sizeof(T) == 4 ? static_cast<int_of<T> >(0x80000000u)
                                              : static_cast<int_of<T> >(0x8000000000000000u);
-  const IntVec<T> sign = reinterpret_cast<IntVec<T> >(x) & all_int<T>(kSign);
-  const auto size = reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(x) ^ sign);
+  const IntVec<T> sign = bits_as<IntVec<T> >(x) & all_int<T>(kSign);
+  const auto size = bits_as<Vec<T> >(bits_as<IntVec<T> >(x) ^ sign);
   const Vec<T> t = exp2_of<T>(size * all<T>(T(-2.8853900817779268)));
   const Vec<T> far = (all<T>(1) - t) / (all<T>(1) + t);
   const Vec<T> z = size * size;
@@ -367,7 +365,7 @@ MHA_INLINE Vec<T> tanh_of(Vec<T> x) {
   }
   near = near * z * size + size;
   const Vec<T> result = select<T>(size < all<T>(T(0.625)), near, far);
-  return reinterpret_cast<Vec<T> >(reinterpret_cast<IntVec<T> >(result) | sign);
+  return bits_as<Vec<T> >(bits_as<IntVec<T> >(result) | sign);
 }
 
 /// Kernels::softcap.

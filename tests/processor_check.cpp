@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The kernels of a processor other than x86-64 (targets.hpp): attention under every kind of rule
+// The kernels on other processors than that of the tests (targets.hpp): attention under every kind of rule
 // and the layer against the formula of reference.hpp, and that a query has the same bits in any
 // block. Cross-compiled and run in an emulator, which is slow: therefore small, without Catch2, and
 // with the formula in double, whose rounding the tolerances allow for.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/tiled.hpp against the formula in long double: sizes around the edges of tiles and vectors,
+// Attention against the formula in long double: sizes around the edges of tiles and vectors,
 // and a random grid of rules. All through the public functions.
 #include <mha/attention.hpp>
 
@@ -86,7 +86,7 @@ Inputs<Scalar> pick_inputs(Picker& pick) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("attention equals the formula at every length around tile edges",
-                   "[tiled][sizes]", float, double, Eigen::half, Eigen::bfloat16) {
+                   "[attention][sizes]", float, double, Eigen::half, Eigen::bfloat16) {
   const Index kv_len = GENERATE(1, 15, 16, 17, 127, 128, 129, 511, 512, 513, 1027);
   const Index query_len = GENERATE(1, 2, 127, 128, 129, 300);
   // Long times long only in float: the formula in long double is slow.
@@ -102,8 +102,8 @@ TEMPLATE_TEST_CASE("attention equals the formula at every length around tile edg
   check_against_formula(x, mha::All());
 }
 
-TEMPLATE_TEST_CASE("attention equals the formula for every width", "[tiled][sizes]", float, double,
-                   Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("attention equals the formula for every width", "[attention][sizes]", float,
+                   double, Eigen::half, Eigen::bfloat16) {
   const Index head_dim = GENERATE(1, 3, 8, 15, 64);
   const Index value_dim = GENERATE(1, 2, 9, 65);
   CAPTURE(head_dim, value_dim);
@@ -111,7 +111,7 @@ TEMPLATE_TEST_CASE("attention equals the formula for every width", "[tiled][size
 }
 
 TEMPLATE_TEST_CASE("causal attention equals the formula at every length around tile edges",
-                   "[tiled][sizes][causal]", float, double) {
+                   "[attention][sizes][causal]", float, double) {
   const Index kv_len = GENERATE(1, 16, 17, 128, 129, 511, 512, 513, 1027);
   const Index query_len = GENERATE(1, 2, 128, 129, 257);
   CAPTURE(kv_len, query_len);
@@ -119,13 +119,13 @@ TEMPLATE_TEST_CASE("causal attention equals the formula at every length around t
   check_against_formula(Inputs<TestType>(query_len, kv_len, 5, 3, 300), mha::causal_lower_right());
 }
 
-TEMPLATE_TEST_CASE("attention over wide heads equals the formula", "[tiled][sizes]", float,
+TEMPLATE_TEST_CASE("attention over wide heads equals the formula", "[attention][sizes]", float,
                    double) {
   // Wider than Eigen's products take at a time.
   check_against_formula(Inputs<TestType>(5, 40, 1500, 700, 400), mha::causal_offset(30));
 }
 
-TEMPLATE_TEST_CASE("attention under any key ranges equals the formula", "[tiled][grid]", float,
+TEMPLATE_TEST_CASE("attention under any key ranges equals the formula", "[attention][grid]", float,
                    double, Eigen::half, Eigen::bfloat16) {
   Picker pick(1000);
   for (int n = 0; n < 100; ++n) {
@@ -140,8 +140,8 @@ TEMPLATE_TEST_CASE("attention under any key ranges equals the formula", "[tiled]
   }
 }
 
-TEMPLATE_TEST_CASE("attention with capped and modified scores equals the formula", "[tiled][grid]",
-                   float, double, Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("attention with capped and modified scores equals the formula",
+                   "[attention][grid]", float, double, Eigen::half, Eigen::bfloat16) {
   Picker pick(2000);
   for (int n = 0; n < 60; ++n) {
     const Inputs<TestType> x = pick_inputs<TestType>(pick);
@@ -157,8 +157,8 @@ TEMPLATE_TEST_CASE("attention with capped and modified scores equals the formula
   }
 }
 
-TEMPLATE_TEST_CASE("attention under all kinds of rules at once equals the formula", "[tiled][grid]",
-                   float, double, Eigen::half, Eigen::bfloat16) {
+TEMPLATE_TEST_CASE("attention under all kinds of rules at once equals the formula",
+                   "[attention][grid]", float, double, Eigen::half, Eigen::bfloat16) {
   Picker pick(3000);
   for (int n = 0; n < 100; ++n) {
     const Inputs<TestType> x = pick_inputs<TestType>(pick);
