@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/softmax.hpp: merging partial results, and the exponential beneath the running softmax.
+// mha/softmax.hpp: merging partial results.
 #include <mha/softmax.hpp>
 
 #include <cmath>
@@ -156,70 +156,4 @@ TEST_CASE("merge refuses parts of different shapes and names both numbers",
                     ContainsSubstring("mha::merge: ") && ContainsSubstring("got 7, 3 and 3"));
   CHECK_THROWS_WITH(mha::merge(o, lse, o, Vector<float>(Vector<float>::Zero(2))),
                     ContainsSubstring("got 3, 2 and 3"));
-}
-
-TEMPLATE_TEST_CASE("the exponential of a masked score is exactly 0", "[softmax][exp][regression]",
-                   float, double) {
-  // Long enough for vector lanes and a scalar tail.
-  using Row = Eigen::Array<TestType, 1, Eigen::Dynamic>;
-  const Row masked = Row::Constant(37, -infinity_of<TestType>());
-  const Row weights = masked.unaryExpr(mha::detail::ExpOrZero<TestType>());
-  for (Index k = 0; k < weights.size(); ++k) CHECK(equal_bits(weights(k), TestType(0)));
-}
-
-TEMPLATE_TEST_CASE("the exponential is 0 or a normal number, never a subnormal", "[softmax][exp]",
-                   float, double) {
-  const TestType smallest = std::numeric_limits<TestType>::min();
-  const TestType edge = std::log(smallest);
-  const mha::detail::ExpOrZero<TestType> exp_or_zero;
-  CHECK(exp_or_zero(TestType(edge * TestType(1.001))) == TestType(0));
-  CHECK(exp_or_zero(TestType(edge * TestType(10))) == TestType(0));
-  CHECK(exp_or_zero(std::numeric_limits<TestType>::lowest()) == TestType(0));
-  CHECK(exp_or_zero(TestType(edge * TestType(0.999))) >= smallest);
-  TestType x = edge;
-  for (int k = 0; k < 20; ++k) x = std::nextafter(x, TestType(0));
-  for (int k = 0; k < 40; ++k) {
-    const TestType y = exp_or_zero(x);
-    CHECK((y == TestType(0) || y >= smallest));
-    x = std::nextafter(x, -infinity_of<TestType>());
-  }
-}
-
-TEMPLATE_TEST_CASE("the exponential of NaN is NaN and of 0 is 1", "[softmax][exp]", float, double) {
-  using Row = Eigen::Array<TestType, 1, Eigen::Dynamic>;
-  const Row nans =
-      Row::Constant(19, nan_of<TestType>()).unaryExpr(mha::detail::ExpOrZero<TestType>());
-  const Row ones = Row::Zero(19).unaryExpr(mha::detail::ExpOrZero<TestType>());
-  for (Index k = 0; k < 19; ++k) {
-    CHECK(is_nan(nans(k)));
-    CHECK(ones(k) == TestType(1));
-  }
-}
-
-TEMPLATE_TEST_CASE("the exponential of a number does not depend on its place in an array",
-                   "[softmax][exp]", float, double) {
-  using Row = Eigen::Array<TestType, 1, Eigen::Dynamic>;
-  const Matrix<TestType> x = random_matrix<TestType>(1, 53, 7, 100).array() - TestType(100);
-  const mha::detail::ExpOrZero<TestType> exp_or_zero;
-  for (Index start = 0; start < 9; ++start) {
-    const Index count = x.cols() - start;
-    const Row y = x.array().row(0).segment(start, count).unaryExpr(exp_or_zero);
-    for (Index k = 0; k < count; ++k) {
-      CHECK(equal_bits(TestType(y(k)), exp_or_zero(x(0, start + k))));
-    }
-  }
-}
-
-TEMPLATE_TEST_CASE("the exponential is right to three units in the last place", "[softmax][exp]",
-                   float, double) {
-  const Matrix<TestType> x = random_matrix<TestType>(1, 2000, 8, 40).array() - TestType(40);
-  const mha::detail::ExpOrZero<TestType> exp_or_zero;
-  long double worst = 0;
-  for (Index k = 0; k < x.cols(); ++k) {
-    const long double exact = std::exp(static_cast<long double>(x(0, k)));
-    const long double error = std::abs(static_cast<long double>(exp_or_zero(x(0, k))) - exact);
-    worst = std::max(worst, error / exact);
-  }
-  // Measured: 1.0 with SSE2 and AVX2, 2.3 with AVX-512.
-  CHECK(static_cast<double>(worst) <= 3 * eps_of<TestType>());
 }

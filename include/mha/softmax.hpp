@@ -17,24 +17,6 @@
 namespace mha {
 namespace detail {
 
-/// exp(x) for x <= 0 that is exactly 0 below the smallest normal number, where Eigen 3.4's exp
-/// stays at a subnormal; the same code for vector lanes and for the last few numbers of an array.
-/// NaN stays NaN.
-template <class Scalar>
-struct ExpOrZero {
-  Scalar operator()(const Scalar& x) const {
-    using Packet = typename Eigen::internal::packet_traits<Scalar>::type;
-    return Eigen::internal::pfirst(packetOp(Eigen::internal::pset1<Packet>(x)));
-  }
-  template <class Packet>
-  Packet packetOp(const Packet& x) const {
-    using namespace Eigen::internal;
-    const Packet lowest = pset1<Packet>(std::is_same_v<Scalar, float> ? Scalar(-87.33654)
-                                                                      : Scalar(-708.3964185322641));
-    return pandnot(pexp(x), pcmp_lt(x, lowest));
-  }
-};
-
 /// The larger; `a` if the two are unordered.
 template <class Scalar>
 Scalar larger(const Scalar& a, const Scalar& b) {
@@ -141,11 +123,3 @@ template <EigenDense O1, EigenDense L1, EigenDense O2, EigenDense L2>
 }
 
 }  // namespace mha
-
-template <class Scalar>
-struct Eigen::internal::functor_traits<mha::detail::ExpOrZero<Scalar>> {
-  enum {
-    Cost = functor_traits<scalar_exp_op<Scalar>>::Cost,
-    PacketAccess = functor_traits<scalar_exp_op<Scalar>>::PacketAccess
-  };
-};

@@ -50,6 +50,8 @@ struct Arithmetic {
   }
   Bounded exp(const Bounded& a) const {
     const long double v = std::exp(a.v);
+    // Far down the exponential is 0 for all that lies within the bound, however wide: never 0 * inf.
+    if (a.e > 1) return {v, std::exp(a.v + a.e) * (1 + 4 * u) + tiny};
     return {v, v * (std::expm1(a.e) + 4 * u) + tiny};
   }
 };

@@ -74,7 +74,8 @@ template <class Got>
 void compare_number(const char* what, const Got& got, const Bounded& wanted, long double roundoff,
                     long double step, long double largest, Index b, Index h, Index i, Index d) {
   const long double number = number_of(got);
-  const long double bound = wanted.e + roundoff * (std::abs(wanted.v) + wanted.e) + step;
+  const long double bound =
+      wanted.e + (roundoff > 0 ? roundoff * (std::abs(wanted.v) + wanted.e) : 0) + step;
   // Where all entries are nearly 0, as gradients behind a single key, the inputs' order of size counts.
   const bool is_vacuous = !(bound <= std::max(largest / 10, 0x1p-7L));
   ++comparisons().all;
