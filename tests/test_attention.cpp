@@ -837,7 +837,7 @@ TEST_CASE("the calls that the documentation shows compile and do what it says", 
   CHECK(r.output.rows() == 6);
   CHECK(r.weights.cols() == 9);
   CHECK(r.lse.size() == 6);
-  const auto only_lse = scaled_dot_product_attention_forward(q, k, v, {}, {.need_lse = true});
+  const auto only_lse = scaled_dot_product_attention_forward(q, k, v, {.need_lse = true});
   CHECK(only_lse.lse.size() == 6);
 
   const auto q4 = random_tensor<float>({2, 4, 6, 8}, 4);

@@ -545,8 +545,8 @@ TEMPLATE_TEST_CASE("NaN and infinity that a query may not see change none of its
     const Run<TestType> run({.past = 200, .query_len = query_len});
     for_every_rule([&](const auto& rule) {
       const auto clean = attend(run, run.all(), rule);
-      const auto scores = attention_scores(run.query, run.key, rule(run, run.all()),
-                                           mha::ScoreStage::modified, run.sizes.past);
+      const auto scores =
+          attention_scores(run.query, run.key, rule(run, run.all()), {.past_len = run.sizes.past});
       for (const Index j : {0, 1, 60, 127, 130, 201, 230, 269}) {
         if (j >= run.sizes.kv_len()) continue;
         for (const TestType poison :

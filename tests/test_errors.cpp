@@ -121,10 +121,7 @@ TEST_CASE("scores name what does not fit", "[errors][attention]") {
       {"mha::attention_scores: key.cols() must equal query.cols() (head_dim), got 3 and 2",
        [] { (void)mha::attention_scores(matrix(4, 2), matrix(5, 3)); }},
       {"mha::attention_scores: past_len must lie between 0 and kv_len, got 6 and 5",
-       [] {
-         (void)mha::attention_scores(matrix(4, 2), matrix(5, 2), mha::All{},
-                                     mha::ScoreStage::modified, 6);
-       }},
+       [] { (void)mha::attention_scores(matrix(4, 2), matrix(5, 2), {.past_len = 6}); }},
   });
 }
 

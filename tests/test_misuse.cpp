@@ -127,7 +127,7 @@ const std::vector<Function>& functions() {
        {kQuery, kKey},
        [](const Call& c) {
          (void)mha::attention_scores(c.views[query], c.views[key], mha::lengths(c.lengths),
-                                     ScoreStage::modified, c.options.past_len);
+                                     {.past_len = c.options.past_len});
        }},
       {"attention_into",
        {kQuery,
@@ -737,5 +737,5 @@ TEST_CASE("threads, workspaces, targets and stages that cannot be are refused", 
   CHECK(mha::kernels::target() == before);
   const Matrix<float> x = Matrix<float>::Ones(2, 2);
   refuses("attention_scores", {"stage", "got 9"},
-          [&] { (void)mha::attention_scores(x, x, mha::lengths(1), static_cast<ScoreStage>(9)); });
+          [&] { (void)mha::attention_scores(x, x, {.stage = static_cast<ScoreStage>(9)}); });
 }

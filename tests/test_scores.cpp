@@ -29,8 +29,9 @@ Matrix<mha::accumulator_t<Scalar>> scores_at(ScoreStage stage) {
   const auto query = matrix_of<Scalar>({{1, 0}, {0, 1}});
   const auto key = matrix_of<Scalar>({{1, 2}, {-1, 3}});
   const auto one = matrix_of<Scalar>({{1}});
-  return mha::attention_scores(
-             query, key, mha::scale(2) & mha::softcap(5) & mha::bias(one) & mha::causal(), stage)
+  return mha::attention_scores(query, key,
+                               mha::scale(2) & mha::softcap(5) & mha::bias(one) & mha::causal(),
+                               {.stage = stage})
       .matrix(0, 0);
 }
 
@@ -61,7 +62,8 @@ TEMPLATE_TEST_CASE("modified scores have biases added, and -inf where a key is n
 TEST_CASE("the modified scores are what is shown unless another stage is asked for", "[scores]") {
   const auto x = random_matrix<float>(4, 3, 1);
   CHECK_THAT(stacked(mha::attention_scores(x, x, mha::causal())),
-             HasBitsOf(stacked(mha::attention_scores(x, x, mha::causal(), ScoreStage::modified))));
+             HasBitsOf(stacked(
+                 mha::attention_scores(x, x, mha::causal(), {.stage = ScoreStage::modified}))));
   CHECK(mha::attention_scores(x, x).sizes() == std::array<Index, 4>{1, 1, 4, 4});
 }
 
@@ -104,7 +106,7 @@ TEST_CASE("the softmax of the scores is the weights", "[scores]") {
 TEST_CASE("scores of cached keys place the queries after them", "[scores][causal]") {
   const Tensor<float> query({1, 1, 2, 1});
   const Tensor<float> key({1, 1, 4, 1});
-  const auto scores = mha::attention_scores(query, key, mha::causal(), ScoreStage::modified, 2);
+  const auto scores = mha::attention_scores(query, key, mha::causal(), {.past_len = 2});
   CHECK(stacked(scores) == matrix_of<float>({{0, 0, 0, -kInfinity}, {0, 0, 0, 0}}));
 }
 

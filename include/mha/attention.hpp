@@ -4,13 +4,17 @@
 //     scaled_dot_product_attention(query, key, value, rule)      one head, Eigen matrices
 //     attention(query, key, value, rule)                         [batch, head, token, channel]
 // each with a `_forward` that returns weights and lse too, and attention_into, which writes to
-// memory of yours. attention_scores (scores.hpp) shows what the softmax sees. Every form takes a
-// rule, or options, or both after the value. The checks are in batch.hpp.
+// memory of yours. attention_scores (scores.hpp) shows what the softmax sees. Each of them takes,
+// after what it reads, nothing, a rule, options, or a rule and options (call_form.hpp):
+//     attention(q, k, v)                        attention(q, k, v, causal())
+//     attention(q, k, v, {.past_len = 3})       attention(q, k, v, causal(), {.past_len = 3})
+// The checks are in batch.hpp.
 #pragma once
 
 #include "mha/language.hpp"
 
 #include "mha/batch.hpp"
+#include "mha/call_form.hpp"
 
 namespace mha {
 
@@ -92,12 +96,13 @@ void check_outputs(const CallExtent& call, const InputRanges& ranges,
 }
 
 /// attention_forward() under the name of the function that was called.
-template <TensorLike Q, TensorLike K, TensorLike V, class RuleType>
+template <TensorLike Q, TensorLike K, TensorLike V, class Given>
 auto attention_result(const char* where, const Q& query, const K& key, const V& value,
-                      const RuleType& rule, const AttentionOptions& options) {
+                      const Given& given) {
   using Scalar = element_t<const Q>;
-  static_assert(TypesFit<Scalar, element_t<const K>, element_t<const V>, RuleType>::kChecked);
-  decltype(auto) rules = as_rules(rule);
+  static_assert(TypesFit<Scalar, element_t<const K>, element_t<const V>, rule_t<Given>>::kChecked);
+  decltype(auto) rules = as_rules(given.rule());
+  const AttentionOptions& options = given.options();
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
@@ -122,12 +127,13 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
 }
 
 /// scaled_dot_product_attention_forward() likewise.
-template <EigenDense Q, EigenDense K, EigenDense V, class RuleType>
+template <EigenDense Q, EigenDense K, EigenDense V, class Given>
 auto head_result(const char* where, const Q& query, const K& key, const V& value,
-                 const RuleType& rule, const AttentionOptions& options) {
+                 const Given& given) {
   using Scalar = typename Q::Scalar;
-  static_assert(TypesFit<Scalar, typename K::Scalar, typename V::Scalar, RuleType>::kChecked);
-  decltype(auto) rules = as_rules(rule);
+  static_assert(TypesFit<Scalar, typename K::Scalar, typename V::Scalar, rule_t<Given>>::kChecked);
+  decltype(auto) rules = as_rules(given.rule());
+  const AttentionOptions& options = given.options();
   const Argument<Q> q_argument(query);
   const Argument<K> k_argument(key);
   const Argument<V> v_argument(value);
@@ -182,60 +188,47 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 ///                 the output may be the query, the very same view, which it then replaces. (What a
 ///                 rule refers to must not overlap them either: that is not checked.)
 /// The other parameters, errors and cost are those of attention().
-template <class Scalar, TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
+template <class Scalar, TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
 void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, const K& key,
-                    const V& value, const RuleType& rule = {},
-                    const AttentionOptions& options = {}) {
-  static_assert(detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
-                                 detail::element_t<const V>, RuleType>::kChecked);
+                    const V& value, const R& rule = R{}, const O& options = O{}) {
+  const auto given = detail::rule_and_options<AttentionOptions>(rule, options);
+  static_assert(
+      detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
+                       detail::element_t<const V>, detail::rule_t<decltype(given)>>::kChecked);
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>>,
                 "mha: query and output must share one Scalar");
-  decltype(auto) rules = detail::as_rules(rule);
+  decltype(auto) rules = detail::as_rules(given.rule());
+  const AttentionOptions& how = given.options();
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
   const auto [call, ranges] =
-      detail::check_attention<Scalar>("attention_into", q, k, v, rules, options.past_len);
+      detail::check_attention<Scalar>("attention_into", q, k, v, rules, how.past_len);
   detail::check_outputs(call, ranges, outputs, q, k, v);
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
-                                           &options.past_len},
-                 rules, options.executor, options.workspace);
-}
-
-template <class Scalar, TensorLike Q, TensorLike K, TensorLike V>
-void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, const K& key,
-                    const V& value, const AttentionOptions& options) {
-  attention_into(outputs, query, key, value, All{}, options);
+                                           &how.past_len},
+                 rules, how.executor, how.workspace);
 }
 
 /// The same for the output alone: a TensorView, Tensor, Eigen::Tensor or matrix of the right size.
-template <TensorLike O, TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
-void attention_into(O&& output, const Q& query, const K& key, const V& value,
-                    const RuleType& rule = {}, const AttentionOptions& options = {}) {
+template <TensorLike Output, TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
+void attention_into(Output&& output, const Q& query, const K& key, const V& value,
+                    const R& rule = R{}, const O& options = O{}) {
   const auto view = tensor_view(output);
   using Element = std::remove_pointer_t<decltype(view.data)>;
   static_assert(!std::is_const_v<Element>, "mha::attention_into: the output must not be const");
   attention_into(AttentionOutputs<Element>{.output = view}, query, key, value, rule, options);
 }
 
-template <TensorLike O, TensorLike Q, TensorLike K, TensorLike V>
-void attention_into(O&& output, const Q& query, const K& key, const V& value,
-                    const AttentionOptions& options) {
-  attention_into(output, query, key, value, All{}, options);
-}
-
 /// attention() with its weights and lse, as the options ask.
-template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
+template <TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
 [[nodiscard]] auto attention_forward(const Q& query, const K& key, const V& value,
-                                     const RuleType& rule = {},
-                                     const AttentionOptions& options = {}) {
-  return detail::attention_result("attention_forward", query, key, value, rule, options);
-}
-
-template <TensorLike Q, TensorLike K, TensorLike V>
-[[nodiscard]] auto attention_forward(const Q& query, const K& key, const V& value,
-                                     const AttentionOptions& options) {
-  return attention_forward(query, key, value, All{}, options);
+                                     const R& rule = R{}, const O& options = O{}) {
+  return detail::attention_result("attention_forward", query, key, value,
+                                  detail::rule_and_options<AttentionOptions>(rule, options));
 }
 
 /// Softmax-weighted averages of `value` rows, for every head of every sequence.
@@ -260,32 +253,23 @@ template <TensorLike Q, TensorLike K, TensorLike V>
 /// accumulator, and so must 256 kv_len max|value|, since values are weighed and summed up before the
 /// division by the sum of the weights; else the row may be infinite or NaN, and no other.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
-template <TensorLike Q, TensorLike K, TensorLike V, class RuleType = All>
-[[nodiscard]] auto attention(const Q& query, const K& key, const V& value,
-                             const RuleType& rule = {}, const AttentionOptions& options = {}) {
-  return detail::attention_result("attention", query, key, value, rule, options).output;
-}
-
-template <TensorLike Q, TensorLike K, TensorLike V>
-[[nodiscard]] auto attention(const Q& query, const K& key, const V& value,
-                             const AttentionOptions& options) {
-  return attention(query, key, value, All{}, options);
+template <TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
+[[nodiscard]] auto attention(const Q& query, const K& key, const V& value, const R& rule = R{},
+                             const O& options = O{}) {
+  return detail::attention_result("attention", query, key, value,
+                                  detail::rule_and_options<AttentionOptions>(rule, options))
+      .output;
 }
 
 /// scaled_dot_product_attention() with its weights and lse, as the options ask.
-template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
+template <EigenDense Q, EigenDense K, EigenDense V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
 [[nodiscard]] auto scaled_dot_product_attention_forward(const Q& query, const K& key,
-                                                        const V& value, const RuleType& rule = {},
-                                                        const AttentionOptions& options = {}) {
-  return detail::head_result("scaled_dot_product_attention_forward", query, key, value, rule,
-                             options);
-}
-
-template <EigenDense Q, EigenDense K, EigenDense V>
-[[nodiscard]] auto scaled_dot_product_attention_forward(const Q& query, const K& key,
-                                                        const V& value,
-                                                        const AttentionOptions& options) {
-  return scaled_dot_product_attention_forward(query, key, value, All{}, options);
+                                                        const V& value, const R& rule = R{},
+                                                        const O& options = O{}) {
+  return detail::head_result("scaled_dot_product_attention_forward", query, key, value,
+                             detail::rule_and_options<AttentionOptions>(rule, options));
 }
 
 /// Softmax-weighted average of `value` rows, for one head.
@@ -302,18 +286,13 @@ template <EigenDense Q, EigenDense K, EigenDense V>
 /// Cost: 2 query_len kv_len (head_dim + value_dim) flops; causal and windowed queries pay for the
 /// keys that they may see.
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, eq. (1).
-template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
+template <EigenDense Q, EigenDense K, EigenDense V, class R = AttentionOptions,
+          class O = detail::Following<AttentionOptions, R>>
 [[nodiscard]] auto scaled_dot_product_attention(const Q& query, const K& key, const V& value,
-                                                const RuleType& rule = {},
-                                                const AttentionOptions& options = {}) {
-  return detail::head_result("scaled_dot_product_attention", query, key, value, rule, options)
+                                                const R& rule = R{}, const O& options = O{}) {
+  return detail::head_result("scaled_dot_product_attention", query, key, value,
+                             detail::rule_and_options<AttentionOptions>(rule, options))
       .output;
-}
-
-template <EigenDense Q, EigenDense K, EigenDense V>
-[[nodiscard]] auto scaled_dot_product_attention(const Q& query, const K& key, const V& value,
-                                                const AttentionOptions& options) {
-  return scaled_dot_product_attention(query, key, value, All{}, options);
 }
 
 /// merge() (softmax.hpp) for whole tensors: attention over all keys from two attention_forward()

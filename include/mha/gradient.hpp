@@ -4,6 +4,7 @@
 // learned, from that of the output.
 //     auto forward = mha::attention_forward(q, k, v, rule, {.need_lse = true});
 //     auto grads = mha::attention_backward(grad_output, q, k, v, forward, rule);   // grads.query, ...
+// After what they read, backward passes too take nothing, a rule, options, or a rule and options.
 // The forward pass leaves output and lse behind, nothing of query_len x kv_len: weights are computed
 // once more, tile by tile. The formulas are in reference_gradient.hpp.
 // Rules are differentiated where they can be: additive biases and ALiBi pass gradients on, and
@@ -293,23 +294,26 @@ void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
 /// Cost: 10 batch num_heads query_len kv_len head_dim flops, 2.5 times those of the forward pass.
 /// Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 template <class Scalar, TensorLike G, TensorLike Q, TensorLike K, TensorLike V,
-          class RuleType = All>
+          class R = AttentionOptions, class O = detail::Following<AttentionOptions, R>>
 void attention_backward_into(const AttentionGradientOutputs<Scalar>& gradients,
                              const G& grad_output, const Q& query, const K& key, const V& value,
-                             const AttentionOutputs<Scalar>& forward, const RuleType& rule = {},
-                             const AttentionOptions& options = {}) {
-  static_assert(detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
-                                 detail::element_t<const V>, RuleType>::kChecked);
+                             const AttentionOutputs<Scalar>& forward, const R& rule = R{},
+                             const O& options = O{}) {
+  const auto given = detail::rule_and_options<AttentionOptions>(rule, options);
+  static_assert(
+      detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
+                       detail::element_t<const V>, detail::rule_t<decltype(given)>>::kChecked);
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>> &&
                     std::is_same_v<Scalar, detail::element_t<const G>>,
                 "mha: query, grad_output and the gradients must share one Scalar");
-  decltype(auto) rules = detail::as_rules(rule);
+  decltype(auto) rules = detail::as_rules(given.rule());
   const char* const where = "attention_backward_into";
   const detail::BackwardViews<Scalar> views{tensor_view(grad_output), tensor_view(query),
                                             tensor_view(key), tensor_view(value), forward};
-  const detail::BackwardRanges ranges = detail::check_backward(where, views, rules, options);
+  const detail::BackwardRanges ranges =
+      detail::check_backward(where, views, rules, given.options());
   detail::check_gradients(where, gradients, views, ranges);
-  detail::backward_into(gradients, views, rules, options);
+  detail::backward_into(gradients, views, rules, given.options());
 }
 
 /// Gradients of attention_forward(): of the loss L by query, key and value, from grad_output =
@@ -318,18 +322,20 @@ void attention_backward_into(const AttentionGradientOutputs<Scalar>& gradients,
 ///                 rule and past_len
 /// The other parameters, errors and cost are those of attention_backward_into().
 template <TensorLike G, TensorLike Q, TensorLike K, TensorLike V, class Scalar,
-          class RuleType = All>
+          class R = AttentionOptions, class O = detail::Following<AttentionOptions, R>>
 [[nodiscard]] AttentionGradients<Scalar> attention_backward(const G& grad_output, const Q& query,
                                                             const K& key, const V& value,
                                                             const AttentionResult<Scalar>& forward,
-                                                            const RuleType& rule = {},
-                                                            const AttentionOptions& options = {}) {
-  static_assert(detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
-                                 detail::element_t<const V>, RuleType>::kChecked);
+                                                            const R& rule = R{},
+                                                            const O& options = O{}) {
+  const auto given = detail::rule_and_options<AttentionOptions>(rule, options);
+  static_assert(
+      detail::TypesFit<detail::element_t<const Q>, detail::element_t<const K>,
+                       detail::element_t<const V>, detail::rule_t<decltype(given)>>::kChecked);
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>> &&
                     std::is_same_v<Scalar, detail::element_t<const G>>,
                 "mha: query, grad_output and forward must share one Scalar");
-  decltype(auto) rules = detail::as_rules(rule);
+  decltype(auto) rules = detail::as_rules(given.rule());
   const char* const where = "attention_backward";
   const detail::BackwardViews<Scalar> views{
       tensor_view(grad_output),
@@ -337,7 +343,7 @@ template <TensorLike G, TensorLike Q, TensorLike K, TensorLike V, class Scalar,
       tensor_view(key),
       tensor_view(value),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, rules, options);
+  (void)detail::check_backward(where, views, rules, given.options());
   detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));
@@ -345,23 +351,23 @@ template <TensorLike G, TensorLike Q, TensorLike K, TensorLike V, class Scalar,
                                        Tensor<Scalar>(views.key.sizes),
                                        Tensor<Scalar>(views.value.sizes)};
   detail::backward_into<Scalar>({gradients.query, gradients.key, gradients.value}, views, rules,
-                                options);
+                                given.options());
   return gradients;
 }
 
 /// Gradients of scaled_dot_product_attention_forward(), for one head: see attention_backward().
 template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
-          class RuleType = All>
+          class R = AttentionOptions, class O = detail::Following<AttentionOptions, R>>
 [[nodiscard]] HeadGradients<Scalar> scaled_dot_product_attention_backward(
     const G& grad_output, const Q& query, const K& key, const V& value,
-    const HeadResult<Scalar>& forward, const RuleType& rule = {},
-    const AttentionOptions& options = {}) {
+    const HeadResult<Scalar>& forward, const R& rule = R{}, const O& options = O{}) {
+  const auto given = detail::rule_and_options<AttentionOptions>(rule, options);
   static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
-                                 RuleType>::kChecked);
+                                 detail::rule_t<decltype(given)>>::kChecked);
   static_assert(
       std::is_same_v<Scalar, typename Q::Scalar> && std::is_same_v<Scalar, typename G::Scalar>,
       "mha: query, grad_output and forward must share one Scalar");
-  decltype(auto) rules = detail::as_rules(rule);
+  decltype(auto) rules = detail::as_rules(given.rule());
   const char* const where = "scaled_dot_product_attention_backward";
   const detail::Argument<G> g(grad_output);
   const detail::Argument<Q> q(query);
@@ -373,7 +379,7 @@ template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
       detail::as_tensor(k.view()),
       detail::as_tensor(v.view()),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, rules, options);
+  (void)detail::check_backward(where, views, rules, given.options());
   detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));
@@ -382,7 +388,7 @@ template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
                                   Matrix<Scalar>(value.rows(), value.cols())};
   detail::backward_into<Scalar>(
       {tensor_view(gradients.query), tensor_view(gradients.key), tensor_view(gradients.value)},
-      views, rules, options);
+      views, rules, given.options());
   return gradients;
 }
 

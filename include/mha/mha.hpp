@@ -28,7 +28,9 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, checks, overlap, projection, projection_gradient, layer_memory, layer_pass, layer_check, head_columns, sequences, extra_keys, initialise, floating, saturate,
+//     inside: batch, call_form, checks, overlap, projection, projection_gradient, layer_memory,
+//     layer_pass, layer_check, head_columns, sequences, extra_keys, initialise, floating, saturate,
+//     digest, sizes, error, language (one sentence for compilers of an older C++)
 //     digest, sizes, error, language (one sentence for compilers of an older C++)
 #pragma once
 

@@ -11,6 +11,7 @@
 #include "mha/language.hpp"
 
 #include "mha/batch.hpp"
+#include "mha/call_form.hpp"
 #include "mha/initialise.hpp"
 #include "mha/layer_check.hpp"
 #include "mha/layer_gradient.hpp"
@@ -23,15 +24,13 @@ namespace mha {
 
 namespace detail {
 
-template <class M>
-using eigen_scalar_t = typename std::remove_cvref_t<M>::Scalar;
-
-/// No argument is a matrix without a name, whose memory ends with the call.
-template <class... M>
-inline constexpr bool outlives_call = !((OwnsMemory<M> && !NamedMemory<M>) || ...);
-#define MHA_TEMPORARY_INPUT                                                                       \
-  "mha::MultiHead::forward_training: the pass refers to its inputs until backward(): give named " \
-  "matrices, not temporary ones"
+/// No argument is a matrix without a name, whose memory ends with the call, or an expression, which
+/// has none.
+template <class... Arguments>
+inline constexpr bool outlives_call = ((!EigenDense<Arguments> ||
+                                        (EigenInMemory<Arguments> &&
+                                         (NamedMemory<Arguments> || !OwnsMemory<Arguments>))) &&
+                                       ...);
 
 }  // namespace detail
 
@@ -79,6 +78,9 @@ class MultiHead {
   static constexpr int kWidth =
       detail::fits_on_stack<Scalar>(Heads, HeadDim) ? Heads * HeadDim : Eigen::Dynamic;
   using Linear = Projection<Scalar, kWidth, kWidth>;
+  /// The default types of a call's last arguments, see call_form.hpp.
+  template <class T>
+  using Following = detail::Following<Options, T>;
 
   Linear q_proj;             ///< embed_dim -> num_heads * head_dim
   Linear k_proj;             ///< kdim      -> kv_heads * head_dim
@@ -117,63 +119,34 @@ class MultiHead {
   Index value_dim() const noexcept { return config_.value_dim; }
   Index out_dim() const noexcept { return config_.out_dim; }
 
-  /// General attention: query from one place, key and value from others.
-  /// @param query    rows x embed_dim, one token per row, sequence after sequence; any Eigen
-  ///                 expression
-  /// @param key      rows x kdim
-  /// @param value    as many rows as key x vdim
-  /// @param rule     masks and score modifiers joined by `&`; b, h, i, j count within the call's
-  ///                 sequences
-  /// @param options  how rows form sequences, what to return, who computes
+  /// The forms of a call, which operator(), forward_into() and forward_training() have too:
+  ///     forward(x)                    self-attention
+  ///     forward(x, context)           cross-attention: queries from x, keys and values from context
+  ///     forward(query, key, value)    general attention
+  /// each followed by nothing, a rule, options, or a rule and options:
+  ///     forward(x, causal())    forward(x, {.batch = 2})    forward(x, causal(), {.batch = 2})
+  /// Inputs: any Eigen expressions, one token per row, sequence after sequence. The query has rows x
+  /// embed_dim, the key rows x kdim, the value as many rows as the key x vdim.
+  /// Rule: masks and score modifiers joined by `&`; b, h, i, j count within the call's sequences.
+  /// Options: a MultiHeadOptions, how rows form sequences, what to return, who computes.
   /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
   /// Cost: 2 rows (inputs * outputs) flops per projection, and attention()'s; rows x (q + k + v +
   /// concat) scalars.
-  template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
-  [[nodiscard]] Result forward(const Q& query, const K& key, const V& value,
-                               const RuleType& rule = {}, const Options& options = {}) const {
-    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
-                                   RuleType>::kChecked);
-    static_assert(std::is_same_v<typename Q::Scalar, Scalar>,
-                  "mha: the arguments of MultiHead must have its Scalar");
-    const detail::Argument<Q> q(query);
-    const detail::Argument<K> k(key);
-    const detail::Argument<V> v(value);
-    return forward_views(q.view(), k.view(), v.view(), detail::as_rules(rule), options);
-  }
-  template <EigenDense Q, EigenDense K, EigenDense V>
-  [[nodiscard]] Result forward(const Q& query, const K& key, const V& value,
-                               const Options& options) const {
-    return forward(query, key, value, All{}, options);
+  template <class A, class B = Options, class C = Following<B>, class D = Following<C>,
+            class E = Following<D>>
+  [[nodiscard]] Result forward(const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
+                               const E& e = E{}) const {
+    const Call<A, B, C, D, E> call(a, b, c, d, e);
+    return forward_views(call.query(), call.key(), call.value(), detail::as_rules(call.rule()),
+                         call.options());
   }
 
-  /// Cross-attention: queries from x, keys and values from context.
-  template <EigenDense X, EigenDense C, IsRule RuleType = All>
-  [[nodiscard]] Result forward(const X& x, const C& context, const RuleType& rule = {},
-                               const Options& options = {}) const {
-    static_assert(
-        std::is_same_v<typename X::Scalar, Scalar> && std::is_same_v<typename C::Scalar, Scalar>,
-        "mha: the arguments of MultiHead must have its Scalar");
-    const detail::Argument<X> q(x);
-    const detail::Argument<C> kv(context);
-    return forward_views(q.view(), kv.view(), kv.view(), detail::as_rules(rule), options);
-  }
-  template <EigenDense X, EigenDense C>
-  [[nodiscard]] Result forward(const X& x, const C& context, const Options& options) const {
-    return forward(x, context, All{}, options);
-  }
-
-  /// Self-attention.
-  template <EigenDense X, IsRule RuleType = All>
-  [[nodiscard]] Result forward(const X& x, const RuleType& rule = {},
-                               const Options& options = {}) const {
-    static_assert(std::is_same_v<typename X::Scalar, Scalar>,
-                  "mha: the arguments of MultiHead must have its Scalar");
-    const detail::Argument<X> all(x);
-    return forward_views(all.view(), all.view(), all.view(), detail::as_rules(rule), options);
-  }
-  template <EigenDense X>
-  [[nodiscard]] Result forward(const X& x, const Options& options) const {
-    return forward(x, All{}, options);
+  /// The output of forward(), in each of its forms.
+  template <class A, class B = Options, class C = Following<B>, class D = Following<C>,
+            class E = Following<D>>
+  [[nodiscard]] Matrix<Scalar> operator()(const A& a, const B& b = B{}, const C& c = C{},
+                                          const D& d = D{}, const E& e = E{}) const {
+    return forward(a, b, c, d, e).output;
   }
 
   /// The output of forward(), in each of its forms, written to memory of yours: any Eigen matrix,
@@ -181,64 +154,32 @@ class MultiHead {
   /// options.workspace nothing is allocated after the first call of a shape.
   /// @throws std::invalid_argument if shapes disagree, output overlaps an input, or weights or lse are
   ///         asked for; nothing has been written then
-  template <EigenInMemory O, EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
-  void forward_into(O&& output, const Q& query, const K& key, const V& value,
-                    const RuleType& rule = {}, const Options& options = {}) const {
-    static_assert(detail::TypesFit<typename Q::Scalar, typename K::Scalar, typename V::Scalar,
-                                   RuleType>::kChecked);
-    const detail::Argument<Q> q(query);
-    const detail::Argument<K> k(key);
-    const detail::Argument<V> v(value);
-    forward_views_into(matrix_view(output), q.view(), k.view(), v.view(), detail::as_rules(rule),
-                       options);
-  }
-  template <EigenInMemory O, EigenDense X, EigenDense C, IsRule RuleType = All>
-  void forward_into(O&& output, const X& x, const C& context, const RuleType& rule = {},
-                    const Options& options = {}) const {
-    const detail::Argument<X> q(x);
-    const detail::Argument<C> kv(context);
-    forward_views_into(matrix_view(output), q.view(), kv.view(), kv.view(), detail::as_rules(rule),
-                       options);
-  }
-  template <EigenInMemory O, EigenDense X, IsRule RuleType = All>
-  void forward_into(O&& output, const X& x, const RuleType& rule = {},
-                    const Options& options = {}) const {
-    const detail::Argument<X> all(x);
-    forward_views_into(matrix_view(output), all.view(), all.view(), all.view(),
-                       detail::as_rules(rule), options);
-  }
-  template <EigenInMemory O, EigenDense X>
-  void forward_into(O&& output, const X& x, const Options& options) const {
-    forward_into(std::forward<O>(output), x, All{}, options);
+  template <EigenInMemory O, class A, class B = Options, class C = Following<B>,
+            class D = Following<C>, class E = Following<D>>
+  void forward_into(O&& output, const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
+                    const E& e = E{}) const {
+    static_assert(std::is_same_v<typename std::remove_cvref_t<O>::Scalar, Scalar>,
+                  "mha: the output of MultiHead must have its Scalar");
+    const Call<A, B, C, D, E> call(a, b, c, d, e);
+    forward_views_into(matrix_view(output), call.query(), call.key(), call.value(),
+                       detail::as_rules(call.rule()), call.options());
   }
 
-  /// A forward pass that backward() can undo: forward() in its forms, whose arguments must lie in
-  /// memory and live until then. Weights and lse are not returned.
+  /// A forward pass that backward() can undo: forward() in its forms, whose inputs must lie in memory
+  /// and live until then. Weights and lse are not returned.
   /// @param pass  new, or used before: calls of the same sizes then work in its memory. No input may
   ///              lie in its output, and none be a temporary matrix, since the pass refers to them
   /// Memory: q, k, v, the concatenated heads and lse, kept in the pass.
-  template <EigenInMemory Q, EigenInMemory K, EigenInMemory V, class RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, Q&& query, K&& key, V&& value,
-                        const RuleType& rule = {}, const Options& options = {}) const {
-    static_assert(detail::TypesFit<detail::eigen_scalar_t<Q>, detail::eigen_scalar_t<K>,
-                                   detail::eigen_scalar_t<V>, RuleType>::kChecked);
-    static_assert(detail::outlives_call<Q, K, V>, MHA_TEMPORARY_INPUT);
-    forward_training_views(pass, matrix_view(query), matrix_view(key), matrix_view(value),
-                           detail::as_rules(rule), options);
-  }
-  template <EigenInMemory X, EigenInMemory C, IsRule RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, X&& x, C&& context,
-                        const RuleType& rule = {}, const Options& options = {}) const {
-    static_assert(detail::outlives_call<X, C>, MHA_TEMPORARY_INPUT);
-    forward_training_views(pass, matrix_view(x), matrix_view(context), matrix_view(context),
-                           detail::as_rules(rule), options);
-  }
-  template <EigenInMemory X, IsRule RuleType = All>
-  void forward_training(TrainingPass<MultiHead>& pass, X&& x, const RuleType& rule = {},
-                        const Options& options = {}) const {
-    static_assert(detail::outlives_call<X>, MHA_TEMPORARY_INPUT);
-    forward_training_views(pass, matrix_view(x), matrix_view(x), matrix_view(x),
-                           detail::as_rules(rule), options);
+  template <class A, class B = Options, class C = Following<B>, class D = Following<C>,
+            class E = Following<D>>
+  void forward_training(TrainingPass<MultiHead>& pass, A&& a, B&& b = B{}, C&& c = C{}, D&& d = D{},
+                        E&& e = E{}) const {
+    static_assert(detail::outlives_call<A, B, C>,
+                  "mha::MultiHead::forward_training: the pass refers to its inputs until "
+                  "backward(): give named matrices, not temporary ones or expressions");
+    const Call<A, B, C, D, E> call(a, b, c, d, e);
+    forward_training_views(pass, call.query(), call.key(), call.value(),
+                           detail::as_rules(call.rule()), call.options());
   }
 
   /// The gradients of the loss by parameters (added to `gradients`) and inputs (overwritten there),
@@ -248,26 +189,29 @@ class MultiHead {
   /// @param pass         of forward_training() of this layer, not of a copy (a layer that was moved is
   ///                     still this one)
   /// @param grad_output  rows of query x out_dim
-  /// @param rule, options  as in forward_training(): the rule of the same type, sizes and own numbers;
-  ///                     one that collects a gradient, bias(m, gradient), counts as bias(m). Executor
-  ///                     and workspace may differ
+  /// @param rule, options  nothing, a rule, options, or a rule and options, as in forward_training():
+  ///                     the rule of the same type, sizes and own numbers; one that collects a
+  ///                     gradient, bias(m, gradient), counts as bias(m). Executor and workspace may
+  ///                     differ
   /// @throws std::invalid_argument if anything of that does not hold; nothing has been written then.
   ///         What cannot be seen is up to you: that inputs, parameters, masks and biases, and what
   ///         functions of yours do, are as in the forward pass, and the inputs' memory still there. If
   ///         not, gradients are those of something else
   /// Cost: 2 to 2.5 times the forward pass.
-  template <EigenInMemory G, class RuleType = All>
+  template <EigenInMemory G, class R = Options, class O = Following<R>>
   void backward(MultiHeadGradients<MultiHead>& gradients, TrainingPass<MultiHead>& pass,
-                const G& grad_output, const RuleType& rule = {},
-                const Options& options = {}) const {
+                const G& grad_output, const R& rule = R{}, const O& options = O{}) const {
     static_assert(std::is_same_v<typename G::Scalar, Scalar>,
                   "mha: grad_output must have the layer's Scalar");
     constexpr const char* kWhere = "MultiHead::backward";
-    decltype(auto) rules = detail::as_rules(rule);
+    const auto given = detail::rule_and_options<Options>(rule, options);
+    static_assert(
+        detail::TypesFit<Scalar, Scalar, Scalar, detail::rule_t<decltype(given)>>::kChecked);
+    decltype(auto) rules = detail::as_rules(given.rule());
     const View grad = matrix_view(grad_output);
     const detail::LayerGradient<MultiHead> work(*this);
-    work.check(kWhere, gradients, pass, grad, rules, options);
-    work.backward(gradients, pass, grad, rules, options);
+    work.check(kWhere, gradients, pass, grad, rules, given.options());
+    work.backward(gradients, pass, grad, rules, given.options());
   }
 
   /// Every parameter by name, to be read or written: what an optimiser steps through, beside the
@@ -295,42 +239,14 @@ class MultiHead {
     }
   }
 
-  /// The output of forward(), in each of its forms.
-  template <EigenDense Q, EigenDense K, EigenDense V, class RuleType = All>
-  [[nodiscard]] Matrix<Scalar> operator()(const Q& query, const K& key, const V& value,
-                                          const RuleType& rule = {},
-                                          const Options& options = {}) const {
-    return forward(query, key, value, rule, options).output;
-  }
-  template <EigenDense Q, EigenDense K, EigenDense V>
-  [[nodiscard]] Matrix<Scalar> operator()(const Q& query, const K& key, const V& value,
-                                          const Options& options) const {
-    return forward(query, key, value, options).output;
-  }
-  template <EigenDense X, EigenDense C, IsRule RuleType = All>
-  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const C& context, const RuleType& rule = {},
-                                          const Options& options = {}) const {
-    return forward(x, context, rule, options).output;
-  }
-  template <EigenDense X, EigenDense C>
-  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const C& context,
-                                          const Options& options) const {
-    return forward(x, context, options).output;
-  }
-  template <EigenDense X, IsRule RuleType = All>
-  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const RuleType& rule = {},
-                                          const Options& options = {}) const {
-    return forward(x, rule, options).output;
-  }
-  template <EigenDense X>
-  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const Options& options) const {
-    return forward(x, options).output;
-  }
-
  private:
   using View = MatrixView<const Scalar>;
   using Batch = detail::SequenceBatch;
   using Pass = detail::LayerPass<MultiHead>;
+  template <class A, class B, class C, class D, class E>
+  using Call =
+      detail::LayerCall<MultiHead, std::remove_cvref_t<A>, std::remove_cvref_t<B>,
+                        std::remove_cvref_t<C>, std::remove_cvref_t<D>, std::remove_cvref_t<E>>;
 
   void initialise() {
     const MultiHeadConfig& c = config_;
@@ -411,7 +327,5 @@ class MultiHead {
   MultiHeadConfig config_;
   detail::ObjectId id_;
 };
-
-#undef MHA_TEMPORARY_INPUT
 
 }  // namespace mha

@@ -16,19 +16,32 @@ enum class ScoreStage {
   modified,  ///< after score modifiers, biases and masks; -inf where not allowed
 };
 
+/// What attention_scores() may be told besides its rule.
+struct AttentionScoresOptions {
+  ScoreStage stage = ScoreStage::modified;  ///< which matrix to return
+  IndexList past_len{};                     ///< as in AttentionOptions
+};
+
 /// scale * query * key^T, softcap, modifiers and masks, as far as `stage` says.
-/// Parameters and errors are those of attention(), past_len that of its options.
+/// @param query, key      as in attention()
+/// @param rule, options   a rule, options, a rule and options, or nothing:
+///                        attention_scores(q, k, causal(), {.stage = ScoreStage::scaled})
 /// @return [batch, num_heads, query_len, kv_len], in the accumulator's type
+/// @throws std::invalid_argument as attention() does
 /// Cost: 2 batch num_heads query_len kv_len head_dim flops, in plain loops.
-template <TensorLike Q, TensorLike K, class RuleType = All>
-[[nodiscard]] auto attention_scores(const Q& query, const K& key, const RuleType& rule = {},
-                                    ScoreStage stage = ScoreStage::modified,
-                                    const IndexList& past_len = {}) {
+template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
+          class O = detail::Following<AttentionScoresOptions, R>>
+[[nodiscard]] auto attention_scores(const Q& query, const K& key, const R& rule = R{},
+                                    const O& options = O{}) {
   using Scalar = detail::element_t<const Q>;
   using Acc = accumulator_t<Scalar>;
   using std::tanh;
-  static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, Scalar, RuleType>::kChecked);
-  decltype(auto) rules = detail::as_rules(rule);
+  const auto given = detail::rule_and_options<AttentionScoresOptions>(rule, options);
+  static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, Scalar,
+                                 detail::rule_t<decltype(given)>>::kChecked);
+  decltype(auto) rules = detail::as_rules(given.rule());
+  const ScoreStage stage = given.options().stage;
+  const IndexList& past_len = given.options().past_len;
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const CallExtent call =

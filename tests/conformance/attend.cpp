@@ -124,7 +124,8 @@ template <class Scalar>
 Array<Scalar> scores(const AttentionCall<Scalar>& call, ScoreStage stage) {
   Array<Scalar> result;
   with_general_rule(call, [&](const auto& rule) {
-    result = rounded<Scalar>(attention_scores(call.query, call.key, rule, stage, past_of(call)));
+    result = rounded<Scalar>(
+        attention_scores(call.query, call.key, rule, {.stage = stage, .past_len = past_of(call)}));
   });
   return result;
 }

@@ -31,7 +31,7 @@ std::string picture(const RuleType& rule, const PictureSizes& sizes, Index b = 0
   const IndexList past_len = sizes.past_len == 0 ? IndexList() : IndexList(sizes.past_len);
   const auto result = attention_forward(
       query, key, value, rule, {.past_len = past_len, .need_weights = true, .need_lse = true});
-  const auto scores = attention_scores(query, key, rule, ScoreStage::modified, past_len);
+  const auto scores = attention_scores(query, key, rule, {.past_len = past_len});
   std::string text;
   for (Index i = 0; i < sizes.query_len; ++i) {
     std::string row;

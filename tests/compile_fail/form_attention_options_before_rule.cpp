@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// expect: followed by nothing, by a rule, by options, or by a rule and then options
+//
+// A rule comes before the options.
+#include <mha/mha.hpp>
+
+int main() {
+  const mha::MultiHead<float, 2> layer(4);
+  const Eigen::MatrixXf x = Eigen::MatrixXf::Ones(2, 4);
+#ifdef MHA_SHOULD_FAIL
+  const auto output = mha::scaled_dot_product_attention(x, x, x, {.past_len = 1}, mha::causal());
+#else
+  const auto output = mha::scaled_dot_product_attention(x, x, x, mha::causal(), {.past_len = 1});
+#endif
+  return static_cast<int>(output.rows());
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT
+// expect: followed by nothing, by a rule, by options, or by a rule and then options
+//
+// Functions without a layer take options once, too.
+#include <mha/mha.hpp>
+
+int main() {
+  const mha::MultiHead<float, 2> layer(4);
+  const Eigen::MatrixXf x = Eigen::MatrixXf::Ones(2, 4);
+#ifdef MHA_SHOULD_FAIL
+  const auto output =
+      mha::scaled_dot_product_attention(x, x, x, mha::AttentionOptions{}, mha::AttentionOptions{});
+#else
+  const auto output = mha::scaled_dot_product_attention(x, x, x, mha::AttentionOptions{});
+#endif
+  return static_cast<int>(output.rows());
+}
