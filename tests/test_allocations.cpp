@@ -348,6 +348,29 @@ TEMPLATE_TEST_CASE("a layer with a workspace allocates for the first call of a s
   }
 }
 
+TEMPLATE_TEST_CASE("with a workspace, a projection allocates nothing", "[allocations][projection]",
+                   float, double, Eigen::half) {
+  if (mha::test::available_targets().empty()) return;  // Eigen's products allocate
+  mha::ThreadPool pool(3);
+  mha::Projection<TestType> linear;
+  linear.resize(200, 170, true);
+  for (const Index rows : {1, 20, 300}) {
+    CAPTURE(rows);
+    const Matrix<TestType> x = Matrix<TestType>::Zero(rows, 200);
+    Matrix<TestType> y = Matrix<TestType>::Zero(rows, 170);
+    mha::ProjectionOptions options{.executor = pool};
+    mha::Workspace workspace(std::max(linear.workspace_bytes(rows, options),
+                                      linear.backward_workspace_bytes(rows, options)));
+    options.workspace = &workspace;
+    CHECK(allocations_of([&] { linear.apply_into(y, x, options); }) == 0);
+    if (std::is_same_v<TestType, Eigen::half>) continue;  // the backward pass widens what it reads
+    auto gradient = linear.zero_gradient();
+    Matrix<mha::accumulator_t<TestType>> grad_x(rows, 200);
+    CHECK(allocations_of([&] { linear.apply_backward_into(grad_x, gradient, y, x, options); }) ==
+          0);
+  }
+}
+
 TEMPLATE_TEST_CASE("with a workspace, only the first backward pass of a shape allocates",
                    "[allocations][gradient]", float, double, Eigen::half) {
   using Scalar = TestType;

@@ -235,15 +235,14 @@ class LayerGradient : public LayerPass<Layer> {
     const LayerMemory<Acc>& memory = *tape.memory_;
 
     // y = concat W_O + b_O
-    const MatrixView<const Acc> grad_y = widened(grad_output, tape.grad_output_);
+    const MatrixView<const Acc> grad_y = widened<Acc>(grad_output, tape.grad_output_);
     tape.grad_concat_.resize(memory.concat.rows, memory.concat.cols);
     {
       const ProjectionGradients<Acc> products(options.executor, tape.scratch_, memory.concat.rows,
                                               memory.concat.cols);
-      products.add_parameters(grads.out_proj, memory.concat, grad_y);
-      Matrix<Acc> copy;
-      products.to_input(memory_of(tape.grad_concat_), grad_y, widened(layer_.out_proj.weight, copy),
-                        false);
+      const MatrixView<const Acc> concat = memory.concat;
+      backward_projection<Acc>(products, grads.out_proj, layer_.out_proj, concat, grad_y,
+                               memory_of(tape.grad_concat_), false);
     }
 
     // concat = attention(q, k, v)
@@ -281,15 +280,15 @@ class LayerGradient : public LayerPass<Layer> {
     const ProjectionGradients<Acc> products(
         options.executor, tape.scratch_, std::max(tape.query_.rows, tape.key_.rows),
         std::max({tape.query_.cols, tape.key_.cols, tape.value_.cols}));
-    add_projection(products, grads.q_proj, layer_.q_proj, tape.query_, memory_of(tape.grad_q_),
-                   memory_of(grads.query), false);
+    backward_projection<Acc>(products, grads.q_proj, layer_.q_proj, tape.query_,
+                             memory_of(tape.grad_q_), memory_of(grads.query), false);
     Matrix<Acc>& grad_key = one ? grads.query : grads.key;
     Matrix<Acc>& grad_value = apart ? grads.value : grad_key;
     if (!c.add_bias_kv) {
-      add_projection(products, grads.k_proj, layer_.k_proj, tape.key_, memory_of(tape.grad_k_),
-                     memory_of(grad_key), one);
-      add_projection(products, grads.v_proj, layer_.v_proj, tape.value_, memory_of(tape.grad_v_),
-                     memory_of(grad_value), !apart);
+      backward_projection<Acc>(products, grads.k_proj, layer_.k_proj, tape.key_,
+                               memory_of(tape.grad_k_), memory_of(grad_key), one);
+      backward_projection<Acc>(products, grads.v_proj, layer_.v_proj, tape.value_,
+                               memory_of(tape.grad_v_), memory_of(grad_value), !apart);
       return;
     }
     for (Index b = 0; b < tape.batch_.count; ++b) {  // bias_k's row follows each sequence's own
@@ -299,43 +298,16 @@ class LayerGradient : public LayerPass<Layer> {
       const auto rows = [&](const auto& m) { return m.middle_rows(given, own); };
       const MatrixView<Acc> grad_k = memory_of(tape.grad_k_).middle_rows(s.key_row, s.kv_len);
       const MatrixView<Acc> grad_v = memory_of(tape.grad_v_).middle_rows(s.key_row, s.kv_len);
-      add_projection(products, grads.k_proj, layer_.k_proj, rows(tape.key_),
-                     grad_k.middle_rows(0, own), rows(memory_of(grad_key)), one);
-      add_projection(products, grads.v_proj, layer_.v_proj, rows(tape.value_),
-                     grad_v.middle_rows(0, own), rows(memory_of(grad_value)), !apart);
+      backward_projection<Acc>(products, grads.k_proj, layer_.k_proj, rows(tape.key_),
+                               grad_k.middle_rows(0, own), rows(memory_of(grad_key)), one);
+      backward_projection<Acc>(products, grads.v_proj, layer_.v_proj, rows(tape.value_),
+                               grad_v.middle_rows(0, own), rows(memory_of(grad_value)), !apart);
       for (Index d = 0; d < grads.bias_k.size(); ++d) grads.bias_k(d) += grad_k(own, d);
       for (Index d = 0; d < grads.bias_v.size(); ++d) grads.bias_v(d) += grad_v(own, d);
     }
   }
 
  private:
-  /// In the accumulator's type: itself, or a copy.
-  static MatrixView<const Acc> widened(const View& m, [[maybe_unused]] Matrix<Acc>& copy) {
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      return m;
-    } else {
-      copy.resize(m.rows, m.cols);
-      for (Index i = 0; i < m.rows; ++i) {
-        for (Index j = 0; j < m.cols; ++j) copy(i, j) = convert<Acc>(m(i, j));
-      }
-      return memory_of(copy);
-    }
-  }
-  template <class Weight>
-  requires requires(const Weight& w) { w.rows(); }
-  static MatrixView<const Acc> widened(const Weight& weight, Matrix<Acc>& copy) {
-    return widened(View{weight.data(), weight.rows(), weight.cols(), weight.cols(), 1}, copy);
-  }
-
-  template <class GradLinear, class Linear>
-  static void add_projection(const ProjectionGradients<Acc>& products, GradLinear& gradient,
-                             const Linear& linear, const View& x, const MatrixView<Acc>& grad_y,
-                             const MatrixView<Acc>& grad_x, bool add) {
-    Matrix<Acc> copy;
-    products.add_parameters(gradient, widened(x, copy), grad_y);
-    products.to_input(grad_x, grad_y, widened(linear.weight, copy), add);
-  }
-
   /// Turns the sign of the second number of every pair of rotated channels.
   void mirror(Matrix<Acc>& m, Index num_heads) const {
     const Rotary& rotary = *layer_.config().rotary;

@@ -16,6 +16,7 @@
 //     scores.hpp       attention_scores: what the softmax sees
 //     softmax.hpp      the running softmax, merge
 //     rotary.hpp       rotary position embedding
+//     projection.hpp   Projection: a linear map of tokens, with its gradients
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
 //     gradient.hpp     the backward pass of attention; reference_gradient.hpp: its formulas;
 //                      layer_gradient.hpp: that of the layer, TrainingPass, MultiHeadGradients
@@ -28,10 +29,9 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, call_form, checks, overlap, projection, projection_gradient, layer_memory,
-//     layer_pass, layer_check, head_columns, sequences, extra_keys, initialise, floating, saturate,
-//     digest, sizes, error, language (one sentence for compilers of an older C++)
-//     digest, sizes, error, language (one sentence for compilers of an older C++)
+//     inside: batch, call_form, checks, matrix_check, overlap, projection_forward, projection_gradient,
+//     projection_call, layer_memory, layer_pass, layer_check, head_columns, sequences, extra_keys,
+//     initialise, floating, saturate, digest, sizes, error, language (one sentence for compilers of an older C++)
 #pragma once
 
 #include "mha/language.hpp"
@@ -41,6 +41,7 @@
 #include "mha/gradient.hpp"
 #include "mha/gradient_check.hpp"
 #include "mha/multi_head.hpp"
+#include "mha/projection.hpp"
 #include "mha/rotary.hpp"
 #include "mha/scores.hpp"
 #include "mha/version.hpp"

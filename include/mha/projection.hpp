@@ -2,15 +2,25 @@
 //
 // A linear map of tokens: y = x W + b. W is in x out as in the paper's X W (PyTorch stores out x
 // in; the loaders transpose), a plain row-major Eigen matrix that you may read and write.
+//     mha::Projection<float> linear;
+//     linear.resize(768, 3072, true);               // weight and bias of 0, to be filled
+//     y = linear(x);                                // rows of x are tokens
+//     auto gradient = linear.zero_gradient();
+//     grad_x = linear.apply_backward(gradient, grad_y, x);
+// The layer's four projections are such maps: these functions take the layer's way, with its bits.
 #pragma once
 
 #include "mha/language.hpp"
 
-#include "mha/batch.hpp"
-#include "mha/head_columns.hpp"
-#include "mha/kernels/project.hpp"
+#include "mha/projection_call.hpp"
 
 namespace mha {
+
+/// What a call of a Projection may be told.
+struct ProjectionOptions {
+  Executor executor{};             ///< who computes; the calling thread if not given
+  Workspace* workspace = nullptr;  ///< memory of yours to work in; else the call's own
+};
 
 /// A weight and a bias; sizes known at compile time, or Eigen::Dynamic.
 template <class Scalar, int In = Eigen::Dynamic, int Out = Eigen::Dynamic>
@@ -19,6 +29,10 @@ struct Projection {
   static constexpr int kOrder = Out == 1 && In != 1 ? Eigen::ColMajor : Eigen::RowMajor;
   using Weight = Eigen::Matrix<Scalar, In, Out, kOrder>;
   using Bias = Eigen::Matrix<Scalar, 1, Out, Eigen::RowMajor>;
+  using Acc = accumulator_t<Scalar>;
+  using Options = ProjectionOptions;
+  /// Of weight and bias, in the accumulator's type, as MultiHeadGradients holds those of a layer.
+  using Gradient = Projection<Acc, In, Out>;
 
   Weight weight;  ///< inputs x outputs
   Bias bias;      ///< outputs; empty without bias (all 0 where the size is fixed)
@@ -32,6 +46,55 @@ struct Projection {
     weight.setZero(inputs, outputs);
     bias.setZero(Out != Eigen::Dynamic || with_bias ? outputs : 0);
   }
+
+  /// x W + b: each row of x by itself. On one instruction set a row has the same bits for any number
+  /// of threads and whatever rows are beside it (float, double and 16-bit types; other scalars: any
+  /// number of threads).
+  /// @param x  rows x inputs: any Eigen expression, of the Scalar or its accumulator
+  /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
+  /// Cost: 2 rows inputs outputs flops.
+  template <EigenDense X>
+  [[nodiscard]] Matrix<Scalar> operator()(const X& x, const Options& options = {}) const;
+
+  /// The same, written to memory of yours: any Eigen matrix, block or map of rows x outputs, of the
+  /// Scalar or its accumulator, that shares no memory with x, weight or bias. With options.workspace
+  /// nothing is allocated after the first call of a shape.
+  /// @throws std::invalid_argument if shapes disagree or output overlaps what is read; nothing has been
+  ///         written then
+  template <EigenInMemory Y, EigenDense X>
+  void apply_into(Y&& output, const X& x, const Options& options = {}) const;
+
+  /// The gradients of the loss, from grad_output = d loss / d y: by weight and bias, which are added to
+  /// `gradient`, and by x, which is returned. The same bits for any number of threads.
+  ///     gradient.weight += x^T grad_output      gradient.bias += the sum of grad_output's rows
+  ///     returned: grad_output weight^T
+  /// @param gradient        sized like this, for example zero_gradient()
+  /// @param grad_output, x  rows x outputs and rows x inputs, of the Scalar or its accumulator
+  /// @throws std::invalid_argument if shapes disagree or `gradient` overlaps what is read; nothing has
+  ///         been written then
+  /// Cost: 4 rows inputs outputs flops.
+  template <EigenDense G, EigenDense X>
+  [[nodiscard]] Matrix<Acc> apply_backward(Gradient& gradient, const G& grad_output, const X& x,
+                                           const Options& options = {}) const;
+
+  /// The same, with x's gradient written to memory of yours, of the accumulator's type. With
+  /// options.workspace nothing is allocated after the first call of a shape, but for 16-bit types.
+  template <EigenInMemory D, EigenDense G, EigenDense X>
+  void apply_backward_into(D&& grad_x, Gradient& gradient, const G& grad_output, const X& x,
+                           const Options& options = {}) const;
+
+  /// A gradient of 0.
+  [[nodiscard]] Gradient zero_gradient() const {
+    Gradient gradient;
+    gradient.resize(inputs(), outputs(), has_bias());
+    return gradient;
+  }
+
+  /// Bytes of Workspace that operator() and apply_into() need for so many rows, and apply_backward()
+  /// and apply_backward_into(). 0 for scalars that the kernels do not compute in.
+  /// @throws std::invalid_argument if there can be no such call
+  [[nodiscard]] std::size_t workspace_bytes(Index rows, const Options& options = {}) const;
+  [[nodiscard]] std::size_t backward_workspace_bytes(Index rows, const Options& options = {}) const;
 };
 
 namespace detail {
@@ -45,110 +108,89 @@ constexpr bool fits_on_stack(int heads, int head_dim) {
   return limit == 0 || width * width * static_cast<long long>(sizeof(Scalar)) <= limit;
 }
 
-/// One of several maps of the same x.
-template <class Linear, class Out>
-struct ProjectionTask {
-  const Linear* linear;
-  HeadColumns<Out> y;
-};
-
-/// Memory for projecting: where 16-bit weights are widened, and the kernels' scratch.
-template <class Acc>
-struct ProjectionMemory {
-  Acc* wide_weight = nullptr;
-  Acc* wide_bias = nullptr;
-  kernels::MemoryBlock scratch;
-};
-
-/// y = x W + b, for scalars without a fast product.
-template <class Acc, class In, class Out>
-void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& weight,
-                   const MatrixView<const Acc>& bias, const MatrixView<Out>& y) {
-  for (Index i = 0; i < x.rows; ++i) {
-    for (Index c = 0; c < y.cols; ++c) {
-      Acc sum = bias.cols != 0 ? bias(0, c) : Acc(0);
-      for (Index d = 0; d < x.cols; ++d) sum += Acc(convert<Acc>(x(i, d)) * weight(d, c));
-      y(i, c) = convert<Out>(sum);
-    }
-  }
-}
-
-/// How the kernels map rows by `jobs` weights, the widest of which has so many outputs.
-template <class Acc, class In, class Scalar, class Out>
-kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index jobs,
-                                          bool contiguous, const Executor& executor) {
-  const bool converts = !std::is_same_v<In, Acc> || !std::is_same_v<Out, Acc> || !contiguous;
-  return {rows, inputs, outputs, std::is_same_v<Scalar, Acc> ? jobs : 1, converts, executor};
-}
-
-template <class Acc, class In, class Linear, class Out>
-void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-                        Index num_tasks, const Executor& executor,
-                        const ProjectionMemory<Acc>& memory) {
-  using Scalar = typename Linear::Weight::Scalar;
-  const auto run = [&](const kernels::ProjectJob<In, Out, Acc>* jobs, Index count) {
-    Index outputs = 0;
-    bool contiguous = true;
-    for (Index n = 0; n < count; ++n) {
-      outputs = std::max(outputs, jobs[n].y.cols);
-      contiguous = contiguous && jobs[n].y.col_stride == 1;
-    }
-    const auto plan =
-        projection_plan<Acc, In, Scalar, Out>(x.rows, x.cols, outputs, count, contiguous, executor);
-    kernels::project(x, jobs, count, plan, executor, memory.scratch);
-  };
-  kernels::ProjectJob<In, Out, Acc> jobs[3];
-  for (Index n = 0; n < num_tasks; ++n) {
-    const Linear& linear = *tasks[n].linear;
-    kernels::ProjectJob<In, Out, Acc>& job = jobs[std::is_same_v<Scalar, Acc> ? n : 0];
-    job.y = tasks[n].y;
-    job.weight.row_stride = linear.weight.cols();
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      job.weight.weight = linear.weight.data();
-      job.weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
-    } else {
-      using WideWeight = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
-      using Weight = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
-      WideWeight(memory.wide_weight, linear.weight.size()) =
-          Weight(linear.weight.data(), linear.weight.size()).template cast<Acc>();
-      WideWeight(memory.wide_bias, linear.bias.size()) =
-          Weight(linear.bias.data(), linear.bias.size()).template cast<Acc>();
-      job.weight.weight = memory.wide_weight;
-      job.weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
-      run(&job, 1);
-    }
-  }
-  if constexpr (std::is_same_v<Scalar, Acc>) run(jobs, num_tasks);
-}
-
-/// The same for scalars that the kernels do not take, each number by itself.
-template <class Acc, class In, class Linear, class Out>
-void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-                     Index num_tasks, const Executor& executor) {
-  for (Index n = 0; n < num_tasks; ++n) {
-    const Linear& linear = *tasks[n].linear;
-    const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
-    // One column: Eigen's strides are a column's.
-    const MatrixView<const Acc> weight{linear.weight.data(), linear.weight.rows(),
-                                       linear.weight.cols(), linear.weight.cols(), 1};
-    const MatrixView<const Acc> bias = matrix_view(linear.bias);
-    executor.parallel_for(x.rows, [&](Index i) {
-      project_plain<Acc>(x.middle_rows(i, 1), weight, bias, y.middle_rows(i, 1));
-    });
-  }
-}
-
-/// y = x W + b for up to three weights of one x. Sums are kept in Acc.
-template <class Acc, class In, class Linear, class Out>
-void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-             Index num_tasks, const Executor& executor,
-             [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
-  if constexpr (has_kernels<Acc>) {
-    project_by_kernels<Acc>(x, tasks, num_tasks, executor, memory);
-  } else {
-    project_plainly<Acc>(x, tasks, num_tasks, executor);
-  }
-}
-
 }  // namespace detail
+
+#define MHA_PROJECTION_SCALAR(Given)                                                   \
+  static_assert(std::is_same_v<typename std::remove_cvref_t<Given>::Scalar, Scalar> || \
+                    std::is_same_v<typename std::remove_cvref_t<Given>::Scalar, Acc>,  \
+                "mha: the arguments of a Projection must have its Scalar, or the "     \
+                "accumulator of it")
+
+template <class Scalar, int In, int Out>
+template <EigenDense X>
+Matrix<Scalar> Projection<Scalar, In, Out>::operator()(const X& x, const Options& options) const {
+  MHA_PROJECTION_SCALAR(X);
+  constexpr const char* kWhere = "Projection::operator()";
+  const detail::ProjectionCall<Projection> call(kWhere, *this);
+  const detail::Argument<X> tokens(x);
+  (void)call.check_x(tokens.view());
+  Matrix<Scalar> output(x.rows(), outputs());
+  call.apply(detail::memory_of(output), tokens.view(), options);
+  return output;
+}
+
+template <class Scalar, int In, int Out>
+template <EigenInMemory Y, EigenDense X>
+void Projection<Scalar, In, Out>::apply_into(Y&& output, const X& x, const Options& options) const {
+  MHA_PROJECTION_SCALAR(X);
+  MHA_PROJECTION_SCALAR(Y);
+  const detail::ProjectionCall<Projection> call("Projection::apply_into", *this);
+  const detail::Argument<X> tokens(x);
+  const auto result = matrix_view(output);
+  call.check_output(result, call.check_x(tokens.view()));
+  call.apply(result, tokens.view(), options);
+}
+
+template <class Scalar, int In, int Out>
+template <EigenDense G, EigenDense X>
+auto Projection<Scalar, In, Out>::apply_backward(Gradient& gradient, const G& grad_output,
+                                                 const X& x, const Options& options) const
+    -> Matrix<Acc> {
+  MHA_PROJECTION_SCALAR(G);
+  MHA_PROJECTION_SCALAR(X);
+  const detail::ProjectionCall<Projection> call("Projection::apply_backward", *this);
+  const detail::Argument<G> grad(grad_output);
+  const detail::Argument<X> tokens(x);
+  const auto read = call.check_x(tokens.view());
+  call.check_gradient(gradient, call.check_grad_output(grad.view(), x.rows()), read);
+  Matrix<Acc> grad_x(x.rows(), inputs());
+  call.backward(detail::memory_of(grad_x), gradient, grad.view(), tokens.view(), options);
+  return grad_x;
+}
+
+template <class Scalar, int In, int Out>
+template <EigenInMemory D, EigenDense G, EigenDense X>
+void Projection<Scalar, In, Out>::apply_backward_into(D&& grad_x, Gradient& gradient,
+                                                      const G& grad_output, const X& x,
+                                                      const Options& options) const {
+  MHA_PROJECTION_SCALAR(G);
+  MHA_PROJECTION_SCALAR(X);
+  static_assert(std::is_same_v<typename std::remove_cvref_t<D>::Scalar, Acc>,
+                "mha: the gradient of a Projection's x must have the accumulator of its Scalar");
+  const detail::ProjectionCall<Projection> call("Projection::apply_backward_into", *this);
+  const detail::Argument<G> grad(grad_output);
+  const detail::Argument<X> tokens(x);
+  const auto result = matrix_view(grad_x);
+  const auto read = call.check_x(tokens.view());
+  const auto read_grad = call.check_grad_output(grad.view(), x.rows());
+  call.check_gradient(gradient, read_grad, read);
+  call.check_grad_x(result, gradient, read_grad, read);
+  call.backward(result, gradient, grad.view(), tokens.view(), options);
+}
+
+#undef MHA_PROJECTION_SCALAR
+
+template <class Scalar, int In, int Out>
+std::size_t Projection<Scalar, In, Out>::workspace_bytes(Index rows, const Options& options) const {
+  return detail::ProjectionCall<Projection>("Projection::workspace_bytes", *this)
+      .bytes(rows, options);
+}
+
+template <class Scalar, int In, int Out>
+std::size_t Projection<Scalar, In, Out>::backward_workspace_bytes(Index rows,
+                                                                  const Options& options) const {
+  return detail::ProjectionCall<Projection>("Projection::backward_workspace_bytes", *this)
+      .backward_bytes(rows, options);
+}
+
 }  // namespace mha

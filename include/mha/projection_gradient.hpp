@@ -5,9 +5,10 @@
 // On the kernels for float and double, else as written.
 #pragma once
 
+#include "mha/batch.hpp"
 #include "mha/kernels/project_gradient.hpp"
 #include "mha/kernels/tile_memory.hpp"
-#include "mha/projection.hpp"
+#include "mha/matrix_check.hpp"
 
 namespace mha::detail {
 
@@ -22,10 +23,19 @@ class ProjectionGradients {
                       [[maybe_unused]] Index inputs)
       : executor_(executor) {
     if constexpr (has_kernels<Acc>) {
-      workers_ = executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
-      workspace.reserve(kernels::PanelProducts<Acc>::bytes(workers_, tokens, inputs));
+      workers_ = workers_of(executor);
+      workspace.reserve(bytes(executor, tokens, inputs));
       memory_ = {workspace.data(), workspace.size()};
     }
+  }
+
+  /// Of workspace, for x of these sizes.
+  static std::size_t bytes([[maybe_unused]] const Executor& executor, [[maybe_unused]] Index tokens,
+                           [[maybe_unused]] Index inputs) {
+    if constexpr (has_kernels<Acc>) {
+      return kernels::PanelProducts<Acc>::bytes(workers_of(executor), tokens, inputs);
+    }
+    return 0;
   }
 
   /// weight += x^T y, bias += the sum of y's rows if there is a bias.
@@ -75,11 +85,42 @@ class ProjectionGradients {
 
  private:
   static constexpr Index kMostWorkers = 256;
+  static Index workers_of(const Executor& executor) {
+    return executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
+  }
   kernels::PanelProducts<Acc> products() const { return {executor_, memory_, workers_}; }
 
   const Executor& executor_;
   kernels::MemoryBlock memory_;
   Index workers_ = 1;
 };
+
+/// In the accumulator's type: itself, or a copy.
+template <class Acc, class In>
+MatrixView<const Acc> widened(const MatrixView<const In>& m, [[maybe_unused]] Matrix<Acc>& copy) {
+  if constexpr (std::is_same_v<In, Acc>) {
+    return m;
+  } else {
+    copy.resize(m.rows, m.cols);
+    for (Index i = 0; i < m.rows; ++i) {
+      for (Index j = 0; j < m.cols; ++j) copy(i, j) = convert<Acc>(m(i, j));
+    }
+    return memory_of(copy);
+  }
+}
+
+/// The step back through y = x W + b: adds to the gradients of W and b, and writes that of x, or adds
+/// to it.
+template <class Acc, class GradLinear, class Linear, class In>
+void backward_projection(const ProjectionGradients<Acc>& products, GradLinear& gradient,
+                         const Linear& linear, const MatrixView<const In>& x,
+                         const MatrixView<const Acc>& grad_y, const MatrixView<Acc>& grad_x,
+                         bool add) {
+  using Scalar = typename Linear::Weight::Scalar;
+  Matrix<Acc> copy;
+  products.add_parameters(gradient, widened<Acc>(x, copy), grad_y);
+  const MatrixView<const Scalar> weight = memory_of(linear.weight);
+  products.to_input(grad_x, grad_y, widened<Acc>(weight, copy), add);
+}
 
 }  // namespace mha::detail
