@@ -29,6 +29,7 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/mhaConfigVersion.cmake
 install(FILES
   ${PROJECT_BINARY_DIR}/mhaConfig.cmake
   ${PROJECT_BINARY_DIR}/mhaConfigVersion.cmake
+  ${PROJECT_SOURCE_DIR}/cmake/mha_compiled.cpp
   DESTINATION ${package_dir})
 
 # pkg-config finds the headers relative to the place of its own file.

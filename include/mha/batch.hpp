@@ -103,6 +103,22 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
   }
 }
 
+}  // namespace mha::detail
+
+#if defined(MHA_COMPILED_TEMPLATE)
+namespace mha::kernels {
+#define MHA_COMPILED_COMPUTE(T)                                                            \
+  MHA_COMPILED_TEMPLATE void compute<T, T, T>(const mha::detail::BatchTask<T>&,            \
+                                              const RuleCalls<T>&, Target, const Plan<T>&, \
+                                              const Executor&, const MemoryBlock&);
+MHA_COMPILED_COMPUTE(float)
+MHA_COMPILED_COMPUTE(double)
+#undef MHA_COMPILED_COMPUTE
+}  // namespace mha::kernels
+#endif
+
+namespace mha::detail {
+
 /// Where the inputs of a call lie.
 struct InputRanges {
   AddressRange query, key, value;
@@ -142,15 +158,13 @@ inline void check_past_len(const char* where, Index past_len, Index kv_len) {
           ": past_len must lie between 0 and kv_len, got ", past_len, " and ", kv_len);
 }
 
-/// The checks of every entry over tensors. Nothing has been written when they throw.
-/// @param memory  unused: only sizes count, data may be null
-template <class Scalar, class RuleSet>
-std::pair<CallExtent, InputRanges> check_attention(const char* where,
-                                                   const TensorView<const Scalar>& query,
-                                                   const TensorView<const Scalar>& key,
-                                                   const TensorView<const Scalar>& value,
-                                                   const RuleSet& rules, const IndexList& past_len,
-                                                   Memory memory = Memory::needed) {
+/// The checks of query, key, value and past_len.
+template <class Scalar>
+std::pair<CallExtent, InputRanges> check_inputs(const char* where,
+                                                const TensorView<const Scalar>& query,
+                                                const TensorView<const Scalar>& key,
+                                                const TensorView<const Scalar>& value,
+                                                const IndexList& past_len, Memory memory) {
   const InputRanges ranges{check_view(where, kQuery, query, memory),
                            check_view(where, kKey, key, memory),
                            check_view(where, kValue, value, memory)};
@@ -164,7 +178,20 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
   }
   check_past_count(where, past_len, query.size(0));
   for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
-  const CallExtent call{where, query.size(0), query.size(1), query.size(2), key.size(2), false};
+  return {{where, query.size(0), query.size(1), query.size(2), key.size(2), false}, ranges};
+}
+
+/// The checks of every entry over tensors. Nothing has been written when they throw.
+/// @param memory  unused: only sizes count, data may be null
+template <class Scalar, class RuleSet>
+std::pair<CallExtent, InputRanges> check_attention(const char* where,
+                                                   const TensorView<const Scalar>& query,
+                                                   const TensorView<const Scalar>& key,
+                                                   const TensorView<const Scalar>& value,
+                                                   const RuleSet& rules, const IndexList& past_len,
+                                                   Memory memory = Memory::needed) {
+  const auto checked = check_inputs(where, query, key, value, past_len, memory);
+  const CallExtent& call = checked.first;
   rules.template check<accumulator_t<Scalar>>(call);
   const bool has_said = !past_len.empty();
   if (RuleSet::kPlaces + int{has_said} > 1) {
@@ -173,7 +200,7 @@ std::pair<CallExtent, InputRanges> check_attention(const char* where,
                         has_said);
     }
   }
-  return {call, ranges};
+  return checked;
 }
 
 template <class T>

@@ -102,9 +102,8 @@ void backward_plainly(const BatchGradient<In, Acc>& call, const RuleSet& rules, 
 }
 
 /// The same by the kernels, in `memory`.
-template <class In, class Acc, class RuleSet>
-void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rules,
-                         const kernels::RuleCalls<Acc>& calls,
+template <class In, class Acc>
+void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
                          const kernels::GradientCalls<Acc>& gradient_calls,
                          const kernels::Kernels<Acc>& kernels,
                          const kernels::GradientMemory<Acc>& memory, Index b, Index kv_head) {
@@ -116,7 +115,7 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
     const Extent extent = call.forward.extent(b);
-    const kernels::Head<In, In, Acc> head{kernels, calls, rules.placed(extent, b, h),
+    const kernels::Head<In, In, Acc> head{kernels, calls, calls.placed(calls.rules, extent, b, h),
                                           b,       h,     call.forward.head(b, h)};
     const HeadGradientTask<In, Acc> task = call.head(b, h, {}, {});
     const Tiles tiles(extent.query_len);
@@ -144,39 +143,57 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const RuleSet& rule
   }
 }
 
+/// Every head of every sequence, its rules known by their functions alone: compiled once per scalar.
+template <class In, class Acc>
+void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
+                      const kernels::GradientCalls<Acc>& gradient_calls, kernels::Target which,
+                      const Executor& executor, Workspace* workspace) {
+  const Index kv_heads = call.forward.key.size(1);
+  const Index tasks = call.forward.batch() * kv_heads;
+  const Index head_dim = call.forward.query.size(3);
+  const Index value_dim = call.forward.value.size(3);
+  const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),
+                                 !std::is_same_v<In, Acc>};
+  const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
+  kernels::Arena counter;
+  const kernels::GradientMemory<Acc> parts(sizes, keeps_capped, counter);
+  const double work =
+      2.5 * static_cast<double>(call.forward.query_len()) * static_cast<double>(sizes.kv_len) *
+      static_cast<double>(call.forward.batch()) * static_cast<double>(call.forward.query.size(1)) *
+      static_cast<double>(head_dim + value_dim);
+  const Index workers = kernels::workers_for(tasks, work, executor);
+  const CallMemory memory(workspace, static_cast<std::size_t>(workers) * counter.used());
+  kernels::share(tasks, workers, executor, [&](Index k, Index worker) {
+    kernels::Arena arena(
+        kernels::MemoryBlock{memory.data(), memory.size()}.of_worker(worker, counter.used()));
+    backward_by_kernels(call, calls, gradient_calls, kernels::table<Acc>(which),
+                        kernels::GradientMemory<Acc>(sizes, keeps_capped, arena), k / kv_heads,
+                        k % kv_heads);
+  });
+}
+
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_GRADIENT(T)                                                                  \
+  MHA_COMPILED_TEMPLATE void compute_gradient(                                                    \
+      const BatchGradient<T, T>&, const kernels::RuleCalls<T>&, const kernels::GradientCalls<T>&, \
+      kernels::Target, const Executor&, Workspace*);
+MHA_COMPILED_GRADIENT(float)
+MHA_COMPILED_GRADIENT(double)
+#undef MHA_COMPILED_GRADIENT
+#endif
+
 /// Every head of every sequence. A key head's gradients are the work of one task: the same bits for
 /// any number of threads. Where rules collect gradients, which heads share, one thread does all.
 template <class In, class Acc, class RuleSet>
 void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Executor& executor,
               [[maybe_unused]] Workspace* workspace) {
-  const Index kv_heads = call.forward.key.size(1);
   const Executor& own = RuleSet::kCollectsGradient ? Executor() : executor;
   if constexpr (has_kernels<Acc>) {
-    const Index tasks = call.forward.batch() * kv_heads;
-    const Index head_dim = call.forward.query.size(3);
-    const Index value_dim = call.forward.value.size(3);
-    const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),
-                                   !std::is_same_v<In, Acc>};
     const kernels::Target which = kernels::target();
-    const auto calls = kernels::rule_calls<Acc>(rules, head_dim, which);
-    const auto gradient_calls = kernels::gradient_calls<Acc, RuleSet>();
-    const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
-    kernels::Arena counter;
-    const kernels::GradientMemory<Acc> parts(sizes, keeps_capped, counter);
-    const double work =
-        2.5 * static_cast<double>(call.forward.query_len()) * static_cast<double>(sizes.kv_len) *
-        static_cast<double>(call.forward.batch()) *
-        static_cast<double>(call.forward.query.size(1)) * static_cast<double>(head_dim + value_dim);
-    const Index workers = kernels::workers_for(tasks, work, own);
-    const CallMemory memory(workspace, static_cast<std::size_t>(workers) * counter.used());
-    kernels::share(tasks, workers, own, [&](Index k, Index worker) {
-      kernels::Arena arena(
-          kernels::MemoryBlock{memory.data(), memory.size()}.of_worker(worker, counter.used()));
-      backward_by_kernels(call, rules, calls, gradient_calls, kernels::table<Acc>(which),
-                          kernels::GradientMemory<Acc>(sizes, keeps_capped, arena), k / kv_heads,
-                          k % kv_heads);
-    });
+    const auto calls = kernels::rule_calls<Acc>(rules, call.forward.query.size(3), which);
+    compute_gradient(call, calls, kernels::gradient_calls<Acc, RuleSet>(), which, own, workspace);
   } else {
+    const Index kv_heads = call.forward.key.size(1);
     own.parallel_for(call.forward.batch() * kv_heads,
                      [&](Index k) { backward_plainly(call, rules, k / kv_heads, k % kv_heads); });
   }

@@ -26,6 +26,7 @@
 //     executor.hpp     Executor, ThreadPool
 //     workspace.hpp    Workspace: memory of yours, so that calls allocate nothing
 //     lanes.hpp        Lanes: score modifiers over sixteen scores at a time
+//     compiled.hpp     what the library mha::compiled holds, for programs of many sources
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen

@@ -58,7 +58,7 @@ class ProjectionGradients {
       }
     }
     if constexpr (has_kernels<Acc>) {
-      products().add_outer(weight, x, y);
+      kernels::add_outer(products(), weight, x, y);
     } else {
       for (Index i = 0; i < x.rows; ++i) {
         for (Index d = 0; d < x.cols; ++d) {
@@ -71,7 +71,7 @@ class ProjectionGradients {
   /// x = y weight^T, or x += it.
   void to_input(const MatrixView<Acc>& x, const View& y, const View& weight, bool add) const {
     if constexpr (has_kernels<Acc>) {
-      products().by_transposed(x, y, weight, add);
+      kernels::by_transposed(products(), x, y, weight, add);
     } else {
       for (Index i = 0; i < x.rows; ++i) {
         for (Index d = 0; d < x.cols; ++d) {

@@ -37,8 +37,8 @@ class Difference {
   static Difference between(const A& actual, const B& expected, const F& f) {
     Difference result;
     if (actual.rows() != expected.rows() || actual.cols() != expected.cols()) {
-      result.text_ = "the shape " + shape_text(actual.rows(), actual.cols()) + " is not " +
-                     shape_text(expected.rows(), expected.cols());
+      result.say_shapes(shape_text(actual.rows(), actual.cols()),
+                        shape_text(expected.rows(), expected.cols()));
       return result;
     }
     Wide worst = 0;
@@ -50,12 +50,10 @@ class Difference {
         ++count;
         if (size <= worst) continue;
         worst = size;
-        result.text_ = "entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " +
-                       number_text(actual(i, j)) + ", expected " + number_text(expected(i, j)) +
-                       ", differs by " + number_text(size);
+        result.say_entry(i, j, number_text(actual(i, j)), number_text(expected(i, j)), size);
       }
     }
-    if (count > 1) result.text_ += ", the worst of " + std::to_string(count) + " entries";
+    if (count > 1) result.say_count(count);
     return result;
   }
 
@@ -63,8 +61,26 @@ class Difference {
   const std::string& text() const { return text_; }
 
  private:
+  // Apart from the templates, so that their code is not generated for every type of matrix.
+  void say_shapes(const std::string& actual, const std::string& expected);
+  void say_entry(Index i, Index j, const std::string& actual, const std::string& expected,
+                 Wide size);
+  void say_count(Index count);
+
   std::string text_;
 };
+
+inline void Difference::say_shapes(const std::string& actual, const std::string& expected) {
+  text_ = "the shape " + actual + " is not " + expected;
+}
+inline void Difference::say_entry(Index i, Index j, const std::string& actual,
+                                  const std::string& expected, Wide size) {
+  text_ = "entry (" + std::to_string(i) + ", " + std::to_string(j) + ") is " + actual +
+          ", expected " + expected + ", differs by " + number_text(size);
+}
+inline void Difference::say_count(Index count) {
+  text_ += ", the worst of " + std::to_string(count) + " entries";
+}
 
 /// Each entry within `tolerance` of the expected one; NaN only where NaN is expected, infinity only
 /// where the same infinity is.

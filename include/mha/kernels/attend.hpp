@@ -313,6 +313,13 @@ class PlannedCall {
   const Index kv_heads_;
 };
 
+/// Computes a call whose rules are known by their functions alone: compiled once per scalar.
+template <class In, class Out, class T, class Call>
+void compute(const Call& call, const RuleCalls<T>& calls, Target which, const Plan<T>& plan,
+             const Executor& executor, const MemoryBlock& memory) {
+  PlannedCall<In, Out, T, Call>(call, calls, table<T>(which), plan, memory).run(executor);
+}
+
 /// Computes a call in `memory`, which has at least plan.bytes().
 template <class In, class Out, class T, class Call, class RuleSet>
 void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const Executor& executor,
@@ -320,7 +327,7 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
   if (plan.tasks == 0) return;
   const Target which = target();
   const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);
-  PlannedCall<In, Out, T, Call>(call, calls, table<T>(which), plan, memory).run(executor);
+  compute<In, Out, T>(call, calls, which, plan, executor, memory);
 }
 
 }  // namespace mha::kernels

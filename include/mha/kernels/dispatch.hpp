@@ -11,6 +11,7 @@
 
 #include <atomic>
 
+#include "mha/compiled.hpp"
 #include "mha/error.hpp"
 #include "mha/kernels/targets.hpp"
 
@@ -125,6 +126,11 @@ const Kernels<T>& table(Target which) {
   }
   return *found;
 }
+
+#if defined(MHA_COMPILED_TEMPLATE)
+MHA_COMPILED_TEMPLATE const Kernels<float>& table<float>(Target);
+MHA_COMPILED_TEMPLATE const Kernels<double>& table<double>(Target);
+#endif
 
 template <class T>
 using Modify = void (*)(const void*, const ModifyTile<T>&);

@@ -512,4 +512,14 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
   }
 }
 
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_PROJECT(T)                                                              \
+  MHA_COMPILED_TEMPLATE void project(const MatrixView<const T>&, const ProjectJob<T, T, T>*, \
+                                     Index, const ProjectPlan<T>&, const Executor&,          \
+                                     const MemoryBlock&);
+MHA_COMPILED_PROJECT(float)
+MHA_COMPILED_PROJECT(double)
+#undef MHA_COMPILED_PROJECT
+#endif
+
 }  // namespace mha::kernels

@@ -164,4 +164,28 @@ class PanelProducts {
   T* const transposed_;
 };
 
+/// PanelProducts::add_outer and by_transposed, each a function of its own.
+template <class T>
+void add_outer(const PanelProducts<T>& products, const MatrixView<T>& weight,
+               const MatrixView<const T>& x, const MatrixView<const T>& y) {
+  products.add_outer(weight, x, y);
+}
+template <class T>
+void by_transposed(const PanelProducts<T>& products, const MatrixView<T>& x,
+                   const MatrixView<const T>& y, const MatrixView<const T>& weight, bool add) {
+  products.by_transposed(x, y, weight, add);
+}
+
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_PRODUCTS(T)                                                                   \
+  MHA_COMPILED_TEMPLATE void add_outer(const PanelProducts<T>&, const MatrixView<T>&,              \
+                                       const MatrixView<const T>&, const MatrixView<const T>&);    \
+  MHA_COMPILED_TEMPLATE void by_transposed(const PanelProducts<T>&, const MatrixView<T>&,          \
+                                           const MatrixView<const T>&, const MatrixView<const T>&, \
+                                           bool);
+MHA_COMPILED_PRODUCTS(float)
+MHA_COMPILED_PRODUCTS(double)
+#undef MHA_COMPILED_PRODUCTS
+#endif
+
 }  // namespace mha::kernels
