@@ -2,7 +2,8 @@
 //
 // Masks: rules that say which query row i may attend to which key row j. True means "may attend",
 // always; a boolean matrix is never passed naked, its factory says what true means. Masks combine
-// with `&`: nothing replaces or silently drops anything.
+// with `&` (both must allow) and `|` (either, see either.hpp): nothing replaces or silently drops
+// anything.
 //     causal()  causal_lower_right()  causal_offset(n)     key position <= query position
 //     window(left, right)  window_keys(w)                  keys near the query
 //     query_offset(n)                                      where the window's queries stand
@@ -23,6 +24,7 @@
 #include <vector>
 
 #include "mha/checks.hpp"
+#include "mha/either.hpp"
 #include "mha/rules.hpp"
 #include "mha/saturate.hpp"
 
@@ -203,6 +205,7 @@ auto make_grid(const char* rule, T&& m) {
 /// j <= i + offset, with three ways to say the offset.
 class Causal : public Rule {
  public:
+  static constexpr bool kKeysFromZero = true;
   enum class Align { upper_left, lower_right, given };
 
   Causal(Align align, IndexList given) : align_(align), given_(std::move(given)) {}
@@ -301,6 +304,7 @@ inline Window window_keys(Index w) {
 /// Key rows n[b] and later are padding.
 class Lengths : public Rule {
  public:
+  static constexpr bool kKeysFromZero = true;
   explicit Lengths(IndexList n) : n_(std::move(n)) {
     for (Index b = 0; b < n_.size(); ++b) {
       detail::require(n_[b] >= 0, "lengths: lengths must not be negative, got ", n_[b],

@@ -9,7 +9,8 @@
 // Where things are, in reading order:
 //     reference.hpp    attention of one head as the formula says it; the specification
 //     types.hpp        Matrix, TensorView and Tensor [batch, head, token, channel]
-//     rules.hpp        what masks and score modifiers are, and how `&` joins them
+//     rule.hpp         what masks and score modifiers are, and how to write one
+//     rules.hpp        how `&` joins them; either.hpp: how `|` joins masks
 //     mask.hpp         causal, window, query_offset, lengths, keep, ignore, mask_mod
 //     score.hpp        scale, softcap, bias, alibi, score_mod, sinks
 //     attention.hpp    scaled_dot_product_attention, attention

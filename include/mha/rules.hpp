@@ -1,31 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// Masks and score modifiers are "rules": small values, combined with `&`, passed down by reference
-// and inlined at the bottom. This file says what a rule is and how several become one; the rules
-// themselves are in mask.hpp (who may attend to whom) and score.hpp (what happens to a score).
-//
-// A rule derives from mha::Rule and has any of these members. b, h, i, j are sequence, query head,
-// query row and key row; Extent is the size of the sequence at hand:
-//   KeyRange keys(extent, b, h, i)               no key outside of [begin, end) is allowed
-//   bool     allowed(extent, b, h, i, j)         may i attend to j? asked inside the range only
-//   Scalar   score(score, extent, b, h, i, j)    the modified score; needs also
-//            static constexpr bool kModifiesScore = true;    and, if -inf is to mask,
-//            static constexpr bool kScoreMayMask = true;
-//            and, to be called with whole vectors where scores are of type T (lanes.hpp):
-//   Lanes<T> score_lanes(Lanes<T> score, extent, b, h, Lanes<int> i, Lanes<int> j)
-//            with  template <class T> static constexpr bool kTakesLanes = true;
-//            in the backward pass (gradient.hpp), unless it only adds to the score
-//            (static constexpr bool kAdditiveScore = true;):
-//   Scalar   score_gradient(score, grad, extent, b, h, i, j)   grad times d score() / d score
-//            with  static constexpr bool kHasScoreGradient = true;
-//   Index    offset(extent, b)                   query row 0 stands at this key position
-//   void     place(extent&, b, h)                notes in the extent what one head needs
-//   void     check(call_extent)                  throws if its data do not fit the call
-//   void     add_to(digest)                      what it consists of (digest.hpp)
-//   using Plain = ...;                           what its type counts as where a backward pass must
-//                                                have its forward pass's rule; itself if not given
-// Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
-// out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
+// Several rules as one, joined by `&`: every one must allow, and score modifiers apply one after the
+// other. rule.hpp says what a rule is, either.hpp joins masks by `|`.
 #pragma once
 
 #include "mha/language.hpp"
@@ -38,150 +14,10 @@
 #include "mha/digest.hpp"
 #include "mha/floating.hpp"
 #include "mha/lanes.hpp"
+#include "mha/rule.hpp"
 #include "mha/types.hpp"
 
 namespace mha {
-
-/// The size of one sequence, and where its queries stand among its keys.
-struct Extent {
-  Index num_heads = 1;
-  Index query_len = 0;
-  Index kv_len = 0;
-  Index past_len = 0;  ///< leading keys that come from a cache
-  // Filled in by Rules::placed:
-  Index offset = 0;        ///< query row i stands at key position i + offset
-  double alibi_slope = 0;  ///< of the head at hand, by the paper's rule
-};
-
-/// The size of a whole call, for check().
-struct CallExtent {
-  const char* where = "";  ///< the public function, for messages
-  Index batch = 1;
-  Index num_heads = 1;
-  Index query_len = 0;  ///< the longest
-  Index kv_len = 0;     ///< the longest
-  bool ragged = false;  ///< lengths differ: per-row data must suffice for the longest
-};
-
-/// Keys begin, begin + 1, ..., end - 1.
-struct KeyRange {
-  Index begin = 0;
-  Index end = 0;
-};
-
-inline KeyRange intersect(const KeyRange& a, const KeyRange& b) {
-  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
-}
-
-/// What every mask and score modifier derives from.
-struct Rule {};
-
-template <class T>
-concept IsRule = std::is_base_of_v<Rule, std::remove_cvref_t<T>>;
-
-namespace detail {
-
-template <class R>
-concept HasKeys = requires(const R& r, const Extent& e) {
-  r.keys(e, Index{}, Index{}, Index{});
-};
-template <class R>
-concept HasAllowed = requires(const R& r, const Extent& e) {
-  r.allowed(e, Index{}, Index{}, Index{}, Index{});
-};
-/// Rules with a score() say so by a member, since score() may be a template over a user's lambda.
-template <class R>
-concept HasScore = requires {
-  requires std::remove_cvref_t<R>::kModifiesScore;
-};
-/// Those of them that may return -inf, which masks.
-template <class R>
-concept HasMaskingScore = HasScore<R> && requires {
-  requires std::remove_cvref_t<R>::kScoreMayMask;
-};
-/// Those with a score() over whole vectors, for scores of type T: score_lanes(Lanes<T>, extent, b,
-/// h, Lanes<int> i, Lanes<int> j).
-template <class R, class T>
-concept HasLanesScore = HasScore<R> && requires {
-  requires std::remove_cvref_t<R>::template kTakesLanes<T>;
-};
-/// Those of them that the backward pass leaves alone: the derivative by the score is 1.
-template <class R>
-concept HasAdditiveScore = HasScore<R> && requires {
-  requires std::remove_cvref_t<R>::kAdditiveScore;
-};
-/// Those with a score_gradient().
-template <class R>
-concept HasScoreGradient = HasScore<R> && requires {
-  requires std::remove_cvref_t<R>::kHasScoreGradient;
-};
-/// Those that collect a gradient of their own numbers there.
-template <class R>
-concept CollectsGradient = requires {
-  requires std::remove_cvref_t<R>::kCollectsGradient;
-};
-template <class R>
-concept HasOffset = requires(const R& r, const Extent& e) {
-  r.offset(e, Index{});
-};
-template <class R>
-concept HasPlace = requires(const R& r, Extent& e) {
-  r.place(e, Index{}, Index{});
-};
-template <class R>
-concept HasCheck = requires(const R& r, const CallExtent& e) {
-  r.check(e);
-};
-template <class R>
-concept HasScale = requires(const R& r) {
-  r.scale_value;
-};
-template <class R>
-concept HasSoftcap = requires(const R& r) {
-  r.softcap_value;
-};
-template <class R>
-concept HasSink = requires(const R& r) {
-  r.template sink<double>(Index{});
-};
-template <class R>
-concept HasDropout = requires(const R& r) {
-  r.dropout_scale();
-};
-/// Those that say what they consist of, see digest.hpp.
-template <class R>
-concept HasDigest = requires(const R& r, Digest& d) {
-  r.add_to(d);
-};
-/// A rule with no member that is ever called is a mistake, not a rule that does nothing.
-template <class R>
-concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
-    HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R> || HasDropout<R>;
-
-/// A cap of scores as a Scalar, 0 = none: too large for it is none, too small the smallest there is.
-template <class Scalar, class T>
-Scalar cap_as(const T& cap) {
-  if (!is_finite_number(cap)) return Scalar(0);
-  Scalar own = convert<Scalar>(cap);
-  if (!is_finite_number(own)) return Scalar(0);
-  if constexpr (std::is_floating_point_v<Scalar>) {
-    constexpr Scalar kSmallest = std::numeric_limits<Scalar>::min();
-    if (cap > T(0) && own < kSmallest) own = kSmallest;
-  }
-  return own;
-}
-
-/// A pointer to the part that has a dropout_scale().
-template <std::size_t kPart = 0, class... Parts>
-auto dropout_of(const std::tuple<Parts...>& parts) {
-  if constexpr (HasDropout<std::remove_cvref_t<decltype(std::get<kPart>(parts))>>) {
-    return &std::get<kPart>(parts);
-  } else {
-    return dropout_of<kPart + 1>(parts);
-  }
-}
-
-}  // namespace detail
 
 /// Several rules as one: every one must allow; score modifiers apply in the order written.
 /// Made by `a & b`; `Rules<>` allows everything. Parts may be references.
@@ -194,6 +30,12 @@ class Rules final : public Rule {
   static constexpr bool kScoreMayMask = (detail::HasMaskingScore<Parts> || ...);
   static constexpr bool kHasSoftcap = (detail::HasSoftcap<Parts> || ...);
   static constexpr bool kHasDropout = (detail::HasDropout<Parts> || ...);
+  static constexpr bool kOnlyMasks = !(detail::DoesMoreThanMask<Parts> || ...);
+  /// All key ranges begin at 0.
+  static constexpr bool kKeysFromZero =
+      ((!detail::HasKeys<Parts> || detail::HasKeysFromZero<Parts>)&&...);
+  static constexpr bool kMasks = kHasKeys || kHasAllowed || kScoreMayMask;
+  static constexpr bool kIsEmpty = sizeof...(Parts) == 0;
   /// Something beside key ranges may decide who may attend.
   static constexpr bool kMayMask = kHasAllowed || kScoreMayMask;
   /// Scores of type T are modified by whole vectors.
@@ -207,7 +49,7 @@ class Rules final : public Rule {
   static_assert(
       (detail::IsKnownRule<Parts> && ...),
       "mha: a rule must have keys, allowed, score (with kModifiesScore), offset, place or "
-      "check, with the parameters that rules.hpp lists");
+      "check, with the parameters that rule.hpp lists");
   static_assert((int{detail::HasScale<Parts>} + ... + 0) <= 1,
                 "mha: at most one scale() may be combined into a rule");
   static_assert((int{detail::HasSoftcap<Parts>} + ... + 0) <= 1,
@@ -223,10 +65,22 @@ class Rules final : public Rule {
 
   const std::tuple<Parts...>& parts() const noexcept { return parts_; }
 
+  /// f(rule) for every rule, those on either side of a `|` among them.
+  template <class F>
+  void each_rule(const F& f) const {
+    each([&](const auto& part) {
+      if constexpr (detail::HasSides<std::remove_cvref_t<decltype(part)>>) {
+        part.each_rule(f);
+      } else {
+        f(part);
+      }
+    });
+  }
+
   /// @tparam Acc  what the call's sums are kept in
   template <class Acc>
   void check(const CallExtent& call) const {
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       using Part = std::remove_cvref_t<decltype(part)>;
       if constexpr (detail::HasCheck<Part>) part.check(call);
       if constexpr (detail::HasScale<Part>) {
@@ -238,14 +92,13 @@ class Rules final : public Rule {
   }
 
   /// Some rule may say where the queries stand among the keys; several may.
-  static constexpr int kPlaces =
-      (int{detail::HasOffset<Parts> || detail::HasPlace<Parts>} + ... + 0);
+  static constexpr int kPlaces = (detail::places_of<Parts>() + ... + 0);
   static constexpr bool kPlacesQueries = kPlaces > 0;
 
   /// Equal for rules of equal types, sizes and numbers (those that can be seen).
   std::uint64_t digest() const {
     detail::Digest digest;
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       if constexpr (detail::HasDigest<std::remove_cvref_t<decltype(part)>>) part.add_to(digest);
     });
     return digest.value();
@@ -253,7 +106,7 @@ class Rules final : public Rule {
 
   /// The queries of sequence b have one place among the keys: that of the call's past_len, if it has
   /// said one, else that of query_offset(); causal rules that say another are a mistake. (Of causal
-  /// rules by themselves the tightest counts.)
+  /// rules by themselves the tightest counts.) Rules on either side of a `|` take part like all.
   void check_place(const char* where, Extent extent, Index b, bool has_said) const {
     constexpr Index kFollows =
         std::numeric_limits<Index>::min() / 2;  // stands for "no other place"
@@ -268,7 +121,7 @@ class Rules final : public Rule {
                       *place, " and offset ", own, " for sequence ", b);
     };
     extent.past_len = kFollows;
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       if constexpr (detail::HasPlace<std::remove_cvref_t<decltype(part)>>) {
         Extent placed = extent;
         part.place(placed, b, 0);
@@ -276,7 +129,7 @@ class Rules final : public Rule {
       }
     });
     if (!place) return;
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       if constexpr (detail::HasOffset<std::remove_cvref_t<decltype(part)>>) {
         agree(part.offset(extent, b));
       }
@@ -287,13 +140,13 @@ class Rules final : public Rule {
   /// align them (causal in its forms; of several, the tightest: the smallest offset), else after the
   /// cached keys.
   Extent placed(Extent extent, Index b, Index h) const {
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       if constexpr (detail::HasPlace<std::remove_cvref_t<decltype(part)>>) {
         part.place(extent, b, h);
       }
     });
     std::optional<Index> offset;
-    each([&](const auto& part) {
+    each_rule([&](const auto& part) {
       if constexpr (detail::HasOffset<std::remove_cvref_t<decltype(part)>>) {
         const Index own = part.offset(extent, b);
         offset = offset ? std::min(*offset, own) : own;

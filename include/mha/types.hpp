@@ -7,7 +7,7 @@
 //   MatrixView<Scalar>  one (batch, head) of a TensorView: pointer, rows, columns, two strides
 // and the conversions into them: from Eigen matrices and expressions, Eigen tensors, raw pointers.
 // Nothing here copies an argument that can be read where it lies.
-// Read next: reference.hpp for the formula, rules.hpp for masks and score modifiers.
+// Read next: reference.hpp for the formula, rule.hpp for masks and score modifiers.
 #pragma once
 
 #include "mha/language.hpp"
