@@ -9,6 +9,7 @@
 //     query_offset(n)                                      where the window's queries stand
 //     lengths(n)                                           the first n keys of each sequence
 //     keep(m)  ignore(m)                                   a boolean matrix or tensor
+//     key_padding(m)                                       keys of each sequence, [batch, key]
 //     mask_mod(f)                                          f(b, h, i, j), a function of yours
 // An additive bias, whose -inf masks too, is in score.hpp. A query row that may attend to no key
 // gets output 0, weights 0 and lse -inf. Keys and values that a row may not attend to never
@@ -17,190 +18,17 @@
 
 #include "mha/language.hpp"
 
-#include <initializer_list>
 #include <limits>
-#include <memory>
 #include <utility>
-#include <vector>
 
-#include "mha/checks.hpp"
 #include "mha/either.hpp"
+#include "mha/grid.hpp"
+#include "mha/index_list.hpp"
+#include "mha/key_padding.hpp"
 #include "mha/rules.hpp"
 #include "mha/saturate.hpp"
 
 namespace mha {
-
-namespace detail {
-
-/// An integer type, bool and characters excepted: a list of them is a mask or a text by mistake.
-template <class T>
-concept WholeNumber = std::integral<T> && !std::is_same_v<T, bool> && !std::is_same_v<T, char> &&
-                      !std::is_same_v<T, wchar_t> && !std::is_same_v<T, char8_t> &&
-                      !std::is_same_v<T, char16_t> && !std::is_same_v<T, char32_t>;
-
-}  // namespace detail
-
-/// One number for every sequence, or one per sequence. From an integer, a braced list, or anything
-/// with size() and operator[]: std::vector, std::span, an Eigen vector.
-/// @throws std::invalid_argument for a number that Index cannot hold
-class IndexList {
- public:
-  IndexList() = default;
-  template <detail::WholeNumber T>
-  IndexList(T value) : single_(as_index(value)), size_(1) {}  // NOLINT: lengths(5)
-  template <detail::WholeNumber T>
-  IndexList(std::initializer_list<T> values)  // NOLINT: lengths({3, 5})
-      : size_(static_cast<Index>(values.size())) {
-    many_.reserve(values.size());
-    for (const T value : values) many_.push_back(as_index(value));
-  }
-  template <class List>
-  requires(!std::integral<std::remove_cvref_t<List>> &&
-           !std::is_same_v<std::remove_cvref_t<List>, IndexList> &&
-           requires(const List& l) {
-             { l.size() } -> std::convertible_to<Index>;
-             requires detail::WholeNumber<std::remove_cvref_t<decltype(l[0])>>;
-           }) IndexList(const List& values)  // NOLINT: lengths(vector)
-      : size_(static_cast<Index>(values.size())) {
-    many_.reserve(static_cast<std::size_t>(size_));
-    for (Index k = 0; k < size_; ++k) {
-      many_.push_back(as_index(values[static_cast<decltype(values.size())>(k)]));
-    }
-  }
-
-  Index size() const noexcept { return size_; }
-  bool empty() const noexcept { return size_ == 0; }
-  /// The number for sequence b; a single one serves all.
-  Index operator[](Index b) const noexcept {
-    if (many_.empty()) return single_;
-    return many_[static_cast<std::size_t>(size_ == 1 ? 0 : b)];
-  }
-
- private:
-  template <class T>
-  static Index as_index(T value) {
-    detail::require(std::in_range<Index>(value), "IndexList: numbers must be at most ",
-                    std::numeric_limits<Index>::max(), ", got ", value);
-    return static_cast<Index>(value);
-  }
-
-  Index single_ = 0;
-  Index size_ = 0;
-  std::vector<Index> many_;
-};
-
-namespace detail {
-
-/// Beyond any length, and far enough from overflow that sums of a few stay valid.
-inline constexpr Index kFar = Index{1} << (sizeof(Index) * 8 - 4);
-
-inline Index clamp_far(Index n) { return std::clamp(n, -kFar, kFar); }
-
-inline void check_list(const CallExtent& call, const char* rule, const IndexList& list) {
-  require(list.size() == 1 || list.size() == call.batch, call.where, ": ", rule,
-          " must have one entry, or one per sequence, got ", list.size(), " for a batch of ",
-          call.batch);
-}
-
-/// What a rule refers to must have sizes, and memory if they are not 0.
-template <class Scalar>
-void check_memory(const char* rule, const TensorView<Scalar>& view) {
-  const std::array<Index, 4>& n = view.sizes;
-  const bool has_sizes = n[0] >= 0 && n[1] >= 0 && n[2] >= 0 && n[3] >= 0;
-  const bool empty = n[0] == 0 || n[1] == 0 || n[2] == 0 || n[3] == 0;
-  require(has_sizes && (empty || view.data != nullptr), rule,
-          has_sizes ? ": data must not be null" : ": sizes must not be negative", ", got ",
-          list_text(n));
-  require(extent_fits(n, view.strides, sizeof(Scalar)), rule,
-          ": no element may lie farther than an address reaches, got sizes ", list_text(n),
-          " and strides ", list_text(view.strides));
-}
-
-/// A number for each (b, h, i, j) of a call: memory seen through strides, an axis of size 1 serving
-/// all. What came as a temporary is owned.
-template <class Scalar>
-class Grid {
- public:
-  /// A tensor [batch, head, query, key].
-  Grid(const char* rule, const TensorView<const Scalar>& view) : view_(view) {
-    check_memory(rule, view_);
-    broadcast();
-  }
-
-  /// A matrix [query, key]; a vector is one number per key, the same for every query.
-  template <EigenDense M>
-  Grid(const char* rule, M&& m) {  // NOLINT(bugprone-forwarding-reference-overload): not for a Grid
-    using Plain = std::remove_cvref_t<M>;
-    if constexpr (EigenInMemory<M> && std::is_lvalue_reference_v<M>) {
-      view_ = as_tensor(MatrixView<const Scalar>(matrix_view(m)));
-    } else {
-      owner_ = std::make_shared<const Matrix<Scalar>>(m);
-      view_ = as_tensor(matrix_view(*owner_));
-    }
-    if (Plain::IsVectorAtCompileTime && Plain::ColsAtCompileTime == 1) {
-      std::swap(view_.sizes[2], view_.sizes[3]);
-      std::swap(view_.strides[2], view_.strides[3]);
-    }
-    check_memory(rule, view_);
-    broadcast();
-  }
-
-  const Scalar& operator()(Index b, Index h, Index i, Index j) const { return view_(b, h, i, j); }
-
-  const std::array<Index, 4>& sizes() const { return view_.sizes; }
-  const TensorView<const Scalar>& view() const { return view_; }
-
-  void check(const CallExtent& call, const char* rule) const {
-    const std::array<Index, 4> wanted{call.batch, call.num_heads, call.query_len, call.kv_len};
-    constexpr std::array<const char*, 4> names{"batch", "num_heads", "query_len", "kv_len"};
-    for (std::size_t axis = 0; axis < 4; ++axis) {
-      const Index got = view_.sizes[axis];
-      const bool longer = call.ragged && axis >= 2 && got > wanted[axis];
-      require(got == wanted[axis] || got == 1 || longer, call.where, ": ", rule, " must have 1 or ",
-              wanted[axis], " entries along ", names[axis], ", got ", got);
-    }
-  }
-
- private:
-  void broadcast() {
-    for (std::size_t axis = 0; axis < 4; ++axis) {
-      if (view_.sizes[axis] == 1) view_.strides[axis] = 0;
-    }
-  }
-
-  std::shared_ptr<const Matrix<Scalar>> owner_;
-  TensorView<const Scalar> view_;
-};
-
-/// The element type of what a grid is made from.
-template <class T>
-auto grid_scalar() {
-  if constexpr (EigenDense<T>) {
-    return std::type_identity<typename std::remove_cvref_t<T>::Scalar>{};
-  } else {
-    using View = decltype(tensor_view(std::declval<T&>()));
-    return std::type_identity<std::remove_const_t<std::remove_pointer_t<decltype(View::data)>>>{};
-  }
-}
-template <class T>
-using grid_scalar_t = typename decltype(grid_scalar<T>())::type;
-
-/// A grid over `m`: an Eigen matrix or expression, or anything tensor_view() takes. `rule` is the
-/// factory that the caller used.
-template <class T>
-auto make_grid(const char* rule, T&& m) {
-  using Scalar = grid_scalar_t<T>;
-  if constexpr (EigenDense<T>) {
-    return Grid<Scalar>(rule, std::forward<T>(m));
-  } else {
-    static_assert(std::is_lvalue_reference_v<T> || is_tensor_view<std::remove_cvref_t<T>>,
-                  "mha: a mask only refers to its tensor, so the tensor must outlive it: give a "
-                  "named tensor, not a temporary");
-    return Grid<Scalar>(rule, TensorView<const Scalar>(tensor_view(m)));
-  }
-}
-
-}  // namespace detail
 
 /// j <= i + offset, with three ways to say the offset.
 class Causal : public Rule {

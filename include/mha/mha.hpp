@@ -12,6 +12,7 @@
 //     rule.hpp         what masks and score modifiers are, and how to write one
 //     rules.hpp        how `&` joins them; either.hpp: how `|` joins masks
 //     mask.hpp         causal, window, query_offset, lengths, keep, ignore, mask_mod
+//     key_padding.hpp  which keys of each sequence there are
 //     score.hpp        scale, softcap, bias, alibi, score_mod, sinks
 //     attention.hpp    scaled_dot_product_attention, attention
 //     scores.hpp       attention_scores: what the softmax sees
@@ -33,7 +34,8 @@
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
 //     inside: batch, call_form, checks, matrix_check, overlap, projection_forward, projection_gradient,
 //     projection_call, layer_memory, layer_pass, layer_check, head_columns, sequences, extra_keys,
-//     initialise, floating, saturate, digest, sizes, error, language (one sentence for compilers of an older C++)
+//     initialise, floating, saturate, digest, grid, index_list, sizes, error, language (one sentence for
+//     compilers of an older C++)
 #pragma once
 
 #include "mha/language.hpp"
