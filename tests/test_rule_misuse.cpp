@@ -120,6 +120,17 @@ TEST_CASE("lists of numbers of the wrong count or range are refused", "[rules][e
       {counts("query_offset", 0), call(mha::query_offset(none))},
       {counts("query_offset", 3), call(mha::query_offset({1, 2, 3}))},
       {counts("lengths", 0), call(mha::lengths(none))},
+      {"mha::attention_into: documents(ids) must be 2 x 4 (batch x kv_len), or have one row for "
+       "all, "
+       "got 1 x 0",
+       call(mha::documents(none))},
+      {"got 1 x 5", call(mha::documents({1, 2, 3, 4, 5}))},
+      {"got 3 x 4", call(mha::documents(Eigen::MatrixXi::Ones(3, 4)))},
+      {"got 2 x 3", call(mha::documents(Eigen::MatrixXi::Ones(2, 3)))},
+      {"mha::IndexList: ",
+       [] { (void)mha::documents(std::vector<std::uint64_t>{~std::uint64_t{0}}); }},
+      {"mha::documents: ids must be at most 9223372036854775807, got 18446744073709551615",
+       [] { (void)mha::documents(Eigen::Matrix<std::uint64_t, 1, 1>(~std::uint64_t{0})); }},
       {counts("lengths", 3), call(mha::lengths({1, 2, 3}))},
       {"mha::lengths: lengths must not be negative, got -2 for sequence 1",
        [] {
@@ -162,6 +173,45 @@ TEST_CASE("matrices and tensors of rules without memory or of wrong sizes are re
        [&] { (void)mha::ignore(null_mask); }},
       {"mha::bias: sizes must not be negative, got [1, 1, 3, -4]",
        [&] { (void)mha::bias(negative_bias); }},
+      {"mha::key_padding: data must not be null, got [1, 1, 3, 4]",
+       [&] { (void)mha::key_padding(null_mask); }},
+      {"mha::key_padding: sizes must not be negative, got [1, -1, 3, 4]",
+       [&] { (void)mha::key_padding(negative_mask); }},
+      {"mha::key_padding: a tensor must be [batch, 1, 1, key], got [1, 1, 3, 4]",
+       [&] {
+         (void)mha::key_padding(TensorView<const bool>(&mask(0, 0), {1, 1, 3, 4}));
+       }},
+      {"mha::attention_into: key_padding(m) must be 2 x 4 (batch x kv_len), or have one row for "
+       "all, "
+       "got 4 x 4",
+       call(mha::key_padding(mask))},
+      {"got 2 x 3", call(mha::key_padding(mask.topLeftCorner(2, 3)))},
+      {"got 0 x 4", call(mha::key_padding(mask.topRows(0)))},
+      {"mha::blocks: data must not be null, got [1, 1, 3, 4]",
+       [&] { (void)mha::blocks(null_mask, 1, 1); }},
+      {"mha::blocks: sizes must not be negative, got [1, -1, 3, 4]",
+       [&] { (void)mha::blocks(negative_mask, 1, 1); }},
+      {"mha::blocks: block_queries and block_keys must be at least 1, got 0 and 2",
+       [&] { (void)mha::blocks(mask, 0, 2); }},
+      {"got 1 and -9223372036854775808", [&] { (void)mha::blocks(mask, 1, kLeast); }},
+      {"mha::attention_into: blocks(m) must have 1 or 3 entries along query blocks, for 3 queries "
+       "and "
+       "4 keys in blocks of 1 x 1, got 4",
+       call(mha::blocks(mask, 1, 1))},
+      {"mha::attention_into: blocks(m) must have 1 or 2 entries along key blocks, for 3 queries "
+       "and "
+       "4 keys in blocks of 1 x 2, got 4",
+       call(mha::blocks(mask.topRows(3), 1, 2))},
+      {"mha::attention_into: blocks(m) must have 1 or 1 entries along query blocks, for 3 queries "
+       "and "
+       "4 keys in blocks of 9223372036854775807 x 1, got 4",
+       call(mha::blocks(mask, kMost, 1))},
+      {"mha::attention_into: keep(mask) must have 1 or 3 entries along query_len, got 4",
+       call(mha::causal() | (mha::lengths(2) & mha::keep(mask)))},
+      {"mha::attention_into: key_padding(m) must be 2 x 4 (batch x kv_len), or have one row for "
+       "all, "
+       "got 4 x 4",
+       call(mha::key_padding(mask) | mha::causal())},
       {"mha::keep: sizes must not be negative, got [1, -1, 3, 4]",
        [&] { (void)mha::keep(negative_mask); }},
       {"mha::ignore: sizes must not be negative, got [1, -1, 3, 4]",
@@ -371,6 +421,10 @@ TEST_CASE("rules that place the queries differently are refused", "[rules][mask]
        call(mha::query_offset(5) & mha::causal_offset(1))},
       {"got offset 5 and offset 3 for sequence 1",
        call(mha::query_offset(5) & mha::query_offset({5, 3}))},
+      {"got offset 5 and offset 1 for sequence 0",
+       call((mha::query_offset(5) & mha::window(1, 1)) | mha::causal_offset(1))},
+      {"got offset 5 and offset 1 for sequence 0",
+       call((mha::causal_offset(1) | mha::lengths(1)) & mha::query_offset(5))},
       {"got offset 2 and offset 1 for sequence 0",
        call(mha::causal_lower_right() & mha::query_offset(2))},
   });
@@ -391,6 +445,8 @@ TEST_CASE("memory of rules that no address reaches, or that is read and written,
       {"mha::bias: no element may lie farther", [&] { (void)mha::bias(bias); }},
       {"mha::keep: no element may lie farther", [&] { (void)mha::keep(mask); }},
       {"mha::ignore: no element may lie farther", [&] { (void)mha::ignore(mask); }},
+      {"mha::key_padding: no element may lie farther", [&] { (void)mha::key_padding(mask); }},
+      {"mha::blocks: no element may lie farther", [&] { (void)mha::blocks(mask, 1, 1); }},
       {"mha::bias: the gradient must not overlap the bias", [&] { (void)mha::bias(own, own); }},
   });
 }

@@ -14,6 +14,8 @@
 #include "mha/language.hpp"
 
 #include <algorithm>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "mha/rules.hpp"
@@ -51,6 +53,13 @@ class Either final : public Rule {
   }
   bool allowed(const Extent& extent, Index b, Index h, Index i, Index j) const requires(!kIsRange) {
     return sees(a_, extent, b, h, i, j) || sees(b_, extent, b, h, i, j);
+  }
+
+  TileMask tile(const Extent& extent, Index b, Index h, const PairTile& tile) const {
+    const TileMask first = a_.tile(extent, b, h, tile);
+    if (first == TileMask::all) return first;
+    const TileMask second = b_.tile(extent, b, h, tile);
+    return first == TileMask::none || second == TileMask::all ? second : TileMask::some;
   }
 
   /// f(rule) for every rule of both sides.

@@ -3,8 +3,8 @@
 // What add_bias_kv and add_zero_attn mean to a rule: a key beyond the caller's, which every query
 // may attend to and no modifier but softcap touches, and a logit 0 in the softmax's denominator.
 // Wraps the caller's rules, so that these go on speaking of the caller's keys alone. A range of
-// keys and one more at the end is no range: with add_bias_kv every score is asked about, and no
-// tile is skipped.
+// keys and one more at the end is no range: with add_bias_kv pairs are asked about, but in tiles that
+// the caller's masks allow or exclude as a whole.
 #pragma once
 
 #include "mha/rules.hpp"
@@ -20,6 +20,7 @@ class ExtraKeys {
   static constexpr bool kHasKeys = true;
   static constexpr bool kHasAllowed = true;
   static constexpr bool kMayMask = true;
+  static constexpr bool kAnswersTiles = true;
   template <class T>
   static constexpr bool kTakesLanes = false;
   static constexpr bool kHasDropout = RuleSet::kHasDropout;
@@ -49,6 +50,15 @@ class ExtraKeys {
     if (j == inner.kv_len) return true;
     const KeyRange range = rules_.keys(inner, b, h, i);
     return j >= range.begin && j < range.end && rules_.allowed(inner, b, h, i, j);
+  }
+  TileMask tile_of_pairs(const Extent& extent, Index b, Index h, PairTile tile) const {
+    if (!bias_key_) return rules_.tile_of_pairs(extent, b, h, tile);
+    const Extent inner = callers(extent);
+    const bool with_bias_key = tile.first_key + tile.keys > inner.kv_len;
+    if (with_bias_key) tile.keys = inner.kv_len - tile.first_key;
+    if (tile.keys == 0) return TileMask::all;
+    const TileMask callers_keys = rules_.tile(inner, b, h, tile);
+    return with_bias_key && callers_keys == TileMask::none ? TileMask::some : callers_keys;
   }
   template <class Scalar>
   Scalar score(const Scalar& s, const Extent& extent, Index b, Index h, Index i, Index j) const {

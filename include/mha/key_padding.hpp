@@ -5,6 +5,7 @@
 
 #include "mha/language.hpp"
 
+#include <type_traits>
 #include <utility>
 
 #include "mha/grid.hpp"
@@ -28,6 +29,9 @@ class KeyPadding : public Rule {
   }
   bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
     return grid_(b, h, i, j);
+  }
+  TileMask tile(const Extent& /*extent*/, Index b, Index h, const PairTile& tile) const {
+    return detail::truths_of(grid_, b, h, tile);
   }
   void add_to(detail::Digest& digest) const { digest.add_sizes(grid_.sizes()); }
 

@@ -10,6 +10,8 @@
 //     lengths(n)                                           the first n keys of each sequence
 //     keep(m)  ignore(m)                                   a boolean matrix or tensor
 //     key_padding(m)                                       keys of each sequence, [batch, key]
+//     documents(ids)                                       tokens of the same document
+//     blocks(m, block_queries, block_keys)                 a boolean matrix of whole blocks
 //     mask_mod(f)                                          f(b, h, i, j), a function of yours
 // An additive bias, whose -inf masks too, is in score.hpp. A query row that may attend to no key
 // gets output 0, weights 0 and lse -inf. Keys and values that a row may not attend to never
@@ -21,6 +23,8 @@
 #include <limits>
 #include <utility>
 
+#include "mha/blocks.hpp"
+#include "mha/documents.hpp"
 #include "mha/either.hpp"
 #include "mha/grid.hpp"
 #include "mha/index_list.hpp"
@@ -34,6 +38,7 @@ namespace mha {
 class Causal : public Rule {
  public:
   static constexpr bool kKeysFromZero = true;
+  static constexpr bool kKeysRise = true;
   enum class Align { upper_left, lower_right, given };
 
   Causal(Align align, IndexList given) : align_(align), given_(std::move(given)) {}
@@ -98,6 +103,8 @@ inline QueryOffset query_offset(IndexList n) { return QueryOffset(std::move(n));
 /// causal rule or query_offset() that the window is combined with, else the number of cached keys.
 class Window : public Rule {
  public:
+  static constexpr bool kKeysRise = true;
+
   Window(Index left, Index right) : left_(left), right_(right) {
     detail::require(left >= -1 && right >= -1,
                     "window: left and right must be -1 (unbounded) or more, got ", left, " and ",
@@ -133,6 +140,8 @@ inline Window window_keys(Index w) {
 class Lengths : public Rule {
  public:
   static constexpr bool kKeysFromZero = true;
+  static constexpr bool kKeysRise = true;
+
   explicit Lengths(IndexList n) : n_(std::move(n)) {
     for (Index b = 0; b < n_.size(); ++b) {
       detail::require(n_[b] >= 0, "lengths: lengths must not be negative, got ", n_[b],
@@ -169,6 +178,11 @@ class BooleanMask : public Rule {
   }
   bool allowed(const Extent& /*extent*/, Index b, Index h, Index i, Index j) const {
     return grid_(b, h, i, j) == kTrueMeansAttend;
+  }
+  TileMask tile(const Extent& /*extent*/, Index b, Index h, const PairTile& tile) const {
+    const TileMask truths = detail::truths_of(grid_, b, h, tile);
+    if (kTrueMeansAttend || truths == TileMask::some) return truths;
+    return truths == TileMask::all ? TileMask::none : TileMask::all;
   }
   void add_to(detail::Digest& digest) const { digest.add_sizes(grid_.sizes()); }
 

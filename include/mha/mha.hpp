@@ -12,7 +12,7 @@
 //     rule.hpp         what masks and score modifiers are, and how to write one
 //     rules.hpp        how `&` joins them; either.hpp: how `|` joins masks
 //     mask.hpp         causal, window, query_offset, lengths, keep, ignore, mask_mod
-//     key_padding.hpp  which keys of each sequence there are
+//     key_padding.hpp, documents.hpp, blocks.hpp   masks that answer for whole tiles
 //     score.hpp        scale, softcap, bias, alibi, score_mod, sinks
 //     attention.hpp    scaled_dot_product_attention, attention
 //     scores.hpp       attention_scores: what the softmax sees

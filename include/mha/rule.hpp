@@ -25,14 +25,19 @@
 //   void     add_to(digest)                      what it consists of (digest.hpp)
 //   using Plain = ...;                           what its type counts as where a backward pass must
 //                                                have its forward pass's rule; itself if not given
+//   TileMask tile(extent, b, h, PairTile)        what keys() and allowed() come to for a whole tile:
+//                                                no pair, some or all may attend; some is never wrong
 //   static constexpr bool kKeysFromZero = true;  every range of keys() begins at 0
-// Whole tiles are judged from `keys` alone: if the ranges of a tile's rows do not touch it, it is
-// out; if they cover it and no rule has `allowed` or a masking `score`, it is in.
+//   static constexpr bool kKeysRise = true;      neither end of keys() falls from a query to the next
+// Whole tiles are judged from `keys` and `tile`: a tile that no row's range touches, or of which some
+// rule says none, is skipped; where the ranges cover it, and every rule with `allowed` says all, no
+// pair is asked about. Neither changes a bit of any result.
 #pragma once
 
 #include "mha/language.hpp"
 
 #include <algorithm>
+#include <concepts>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -74,6 +79,17 @@ inline KeyRange intersect(const KeyRange& a, const KeyRange& b) {
   return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
 }
 
+/// Query rows first_query, first_query + 1, ... against key rows first_key, ...; at least one of each.
+struct PairTile {
+  Index first_query = 0;
+  Index queries = 0;
+  Index first_key = 0;
+  Index keys = 0;
+};
+
+/// What a mask says about a whole tile: no pair of it may attend, all may; some: neither, or unknown.
+enum class TileMask { none, some, all };
+
 /// What every mask and score modifier derives from.
 struct Rule {};
 
@@ -91,9 +107,18 @@ template <class R>
 concept HasKeysFromZero = requires {
   requires std::remove_cvref_t<R>::kKeysFromZero;
 };
+/// Those whose ranges move up with the query, if they move: the first and the last row of a tile tell.
+template <class R>
+concept HasRisingKeys = requires {
+  requires std::remove_cvref_t<R>::kKeysRise;
+};
 template <class R>
 concept HasAllowed = requires(const R& r, const Extent& e) {
   r.allowed(e, Index{}, Index{}, Index{}, Index{});
+};
+template <class R>
+concept HasTile = requires(const R& r, const Extent& e) {
+  { r.tile(e, Index{}, Index{}, PairTile{}) } -> std::same_as<TileMask>;
 };
 /// Rules with a score() say so by a member, since score() may be a template over a user's lambda.
 template <class R>
@@ -181,6 +206,44 @@ constexpr int places_of() {
 template <class R>
 concept IsKnownRule = HasKeys<R> || HasAllowed<R> || HasScore<R> || HasOffset<R> || HasPlace<R> ||
     HasCheck<R> || HasScale<R> || HasSoftcap<R> || HasSink<R> || HasDropout<R>;
+
+/// What the ranges of a rule say about a tile.
+template <class R>
+TileMask tile_of_ranges(const R& rule, const Extent& extent, Index b, Index h,
+                        const PairTile& tile) {
+  const Index end_key = tile.first_key + tile.keys;
+  const Index last_query = tile.first_query + tile.queries - 1;
+  if constexpr (HasRisingKeys<R>) {
+    const KeyRange first = rule.keys(extent, b, h, tile.first_query);
+    const KeyRange last = rule.keys(extent, b, h, last_query);
+    if (first.begin >= end_key || last.end <= tile.first_key) return TileMask::none;
+    const bool cover = last.begin <= tile.first_key && first.end >= end_key;
+    return cover ? TileMask::all : TileMask::some;
+  } else {
+    bool touch = false;
+    bool cover = true;
+    for (Index i = tile.first_query; i <= last_query; ++i) {
+      const KeyRange range = rule.keys(extent, b, h, i);
+      touch =
+          touch || (range.begin < range.end && range.begin < end_key && range.end > tile.first_key);
+      cover = cover && range.begin <= tile.first_key && range.end >= end_key;
+    }
+    return !touch ? TileMask::none : cover ? TileMask::all : TileMask::some;
+  }
+}
+
+/// What a rule, as a mask, says about a tile; all, if it masks nothing.
+template <class R>
+TileMask tile_of(const R& rule, const Extent& extent, Index b, Index h, const PairTile& tile) {
+  if constexpr (HasTile<R>) {
+    return rule.tile(extent, b, h, tile);
+  } else {
+    TileMask answer = TileMask::all;
+    if constexpr (HasKeys<R>) answer = tile_of_ranges(rule, extent, b, h, tile);
+    if (HasAllowed<R> && answer == TileMask::all) answer = TileMask::some;
+    return answer;
+  }
+}
 
 /// A cap of scores as a Scalar, 0 = none: too large for it is none, too small the smallest there is.
 template <class Scalar, class T>

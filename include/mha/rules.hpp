@@ -38,6 +38,9 @@ class Rules final : public Rule {
   static constexpr bool kIsEmpty = sizeof...(Parts) == 0;
   /// Something beside key ranges may decide who may attend.
   static constexpr bool kMayMask = kHasAllowed || kScoreMayMask;
+  /// Some element-wise mask knows of whole tiles.
+  static constexpr bool kAnswersTiles =
+      ((detail::HasAllowed<Parts> && detail::HasTile<Parts>) || ...);
   /// Scores of type T are modified by whole vectors.
   template <class T>
   static constexpr bool kTakesLanes =
@@ -176,6 +179,29 @@ class Rules final : public Rule {
       }
     });
     return all;
+  }
+
+  /// What all rules, as masks, say about a tile: key ranges too.
+  TileMask tile(const Extent& extent, Index b, Index h, const PairTile& tile) const {
+    TileMask answer = TileMask::all;
+    each([&](const auto& part) {
+      if (answer == TileMask::none) return;
+      const TileMask own = detail::tile_of(part, extent, b, h, tile);
+      if (own != TileMask::all) answer = own;
+    });
+    return answer;
+  }
+  /// What element-wise masks alone say: all, if allowed() is true for every pair that keys() leaves.
+  TileMask tile_of_pairs(const Extent& extent, Index b, Index h, const PairTile& tile) const {
+    TileMask answer = TileMask::all;
+    each([&](const auto& part) {
+      if constexpr (detail::HasAllowed<std::remove_cvref_t<decltype(part)>>) {
+        if (answer == TileMask::none) return;
+        const TileMask own = detail::tile_of(part, extent, b, h, tile);
+        if (own != TileMask::all) answer = own;
+      }
+    });
+    return answer;
   }
 
   template <class Scalar>

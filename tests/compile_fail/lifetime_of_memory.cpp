@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: 'kept' returned.*'ignored' returned.*'biases' returned.*'sums1' returned.*'sums2' returned.*'sums3' returned.*'matrix' returned.*'columns' returned.*'tensor' returned.*'viewed' returned.*'pool' returned.*temporary whose address
+// expect: 'kept' returned.*'ignored' returned.*'padding' returned.*'blocked' returned.*'biases' returned.*'sums1' returned.*'sums2' returned.*'sums3' returned.*'matrix' returned.*'columns' returned.*'tensor' returned.*'viewed' returned.*'pool' returned.*temporary whose address
 //
 // What refers to memory says so, and the compiler warns where it outlives that memory. Clang only.
 #include <mha/mha.hpp>
@@ -22,6 +22,14 @@ auto keep_local() {
 auto ignore_local() {
   const Flags ignored(2, 2);
   return mha::ignore(ignored);
+}
+auto key_padding_local() {
+  Flags padding(2, 2);
+  return mha::key_padding(padding);
+}
+auto blocks_local() {
+  Flags blocked(2, 2);
+  return mha::blocks(blocked, 1, 1);
 }
 auto bias_local() {
   Floats biases(2, 2);
@@ -69,6 +77,12 @@ float view_of_temporary() {
 // What owns its memory, or refers to memory that somebody else owns, may go anywhere.
 auto keep_argument(const Flags& m) { return mha::keep(m); }
 auto keep_temporary() { return mha::keep(Flags(2, 2)); }
+auto key_padding_temporary() { return mha::key_padding(Flags(2, 2)); }
+auto blocks_argument(const Flags& m) { return mha::blocks(m, 1, 1); }
+auto documents_local() {
+  const std::vector<int> ids(2);
+  return mha::documents(ids);
+}
 auto keep_expression(const Floats& m) { return mha::keep(m.array() > 0.0F); }
 auto bias_of_map(const float* p) {
   const Eigen::Map<const Floats> m(p, 2, 2);

@@ -11,6 +11,8 @@
 // tiles and chunks: a decoded row has the bits of that row of the full run.
 #pragma once
 
+#include <array>
+
 #include "mha/kernels/head.hpp"
 
 namespace mha::kernels {
@@ -73,6 +75,7 @@ class FewRows {
     const Index first = std::max(chunk, begin_ - begin_ % kKeyTile);
     const Index stop = std::min(end_, chunk + kKeyChunk);
     for (Index tile = first; tile < stop; tile += kKeyTile) {
+      if (!wants(std::max(tile, begin_), std::min(tile + kKeyTile, end_))) continue;
       weigh_scores(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
       if (tile > first) correct();  // before, acc is 0
       weigh(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
@@ -178,6 +181,21 @@ class FewRows {
     }
   }
 
+  /// Asks the rules about keys from, ..., to - 1, within one key tile. False: no row may attend to any
+  /// of them.
+  bool wants(Index from, Index to) {
+    if (calls_.tile == nullptr) return true;
+    bool any = false;
+    for (Index n = 0; n < num_heads_; ++n) {
+      const Head<In, Out, T>& head = heads_[n];
+      const TileMask mask = calls_.tile(calls_.rules, head.extent, head.b, head.h,
+                                        {0, num_queries_, from, to - from});
+      all_allowed_[static_cast<std::size_t>(n)] = mask == TileMask::all;
+      any = any || mask != TileMask::none;
+    }
+    return any;
+  }
+
   void score(Index from, Index to) {
     const Index keys = to - from;
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
@@ -237,7 +255,13 @@ class FewRows {
     if (calls_.modify == nullptr) return;
     for (Index n = 0; n < num_heads_; ++n) {
       const Index row = n * num_queries_;
+      const bool all_allowed = all_allowed_[static_cast<std::size_t>(n)];
+      if (all_allowed && !calls_.changes_scores) {
+        note_allowed(row, from, keys);
+        continue;
+      }
       ModifyTile<T> tile;
+      tile.all_allowed = all_allowed;
       tile.extent = &heads_[n].extent;
       tile.b = heads_[n].b;
       tile.h = heads_[n].h;
@@ -252,6 +276,17 @@ class FewRows {
       tile.end = at_.end + row;
       tile.allowed = at_.allowed + row;
       calls_.modify(calls_.rules, tile);
+    }
+  }
+
+  /// What `modify` notes of a head's rows where it need not be asked.
+  void note_allowed(Index row, Index from, Index keys) const {
+    for (Index r = row; r < row + num_queries_; ++r) {
+      const Index last = std::min<Index>(from + keys, at_.end[r]);
+      for (Index j = std::max<Index>(from, at_.begin[r]); at_.allowed[r] == 0 && j < last; ++j) {
+        const T score = at_.s[r * kKeyTile + j - from];
+        if (!mha::detail::is_minus_infinity(score)) at_.allowed[r] = -1;
+      }
     }
   }
 
@@ -378,6 +413,7 @@ class FewRows {
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
+      if (!wants(from, to)) continue;
       score(from, to);
       std::copy_n(total_max_, rows_, row_max_);
       kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
@@ -402,9 +438,10 @@ class FewRows {
   const Index rows_;
   FewRowsMemory<T> at_;
   T *row_max_, *row_sum_, *correction_, *total_max_, *total_sum_, *factor_;
-  bool empty_ = true;                  ///< total holds nothing yet
-  Index begin_ = 0, end_ = 0;          ///< keys that some row may see
-  Index all_begin_ = 0, all_end_ = 0;  ///< keys that every row may see
+  std::array<bool, std::size_t{kFewRows}> all_allowed_{};  ///< of the key tile at hand, by heads
+  bool empty_ = true;                                      ///< total holds nothing yet
+  Index begin_ = 0, end_ = 0;                              ///< keys that some row may see
+  Index all_begin_ = 0, all_end_ = 0;                      ///< keys that every row may see
 };
 
 }  // namespace mha::kernels

@@ -115,6 +115,7 @@ class GradientTile : public QueryTile<In, In, T> {
     this->start(first, count);
     take_rows();
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
+      if (!this->wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
       const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);

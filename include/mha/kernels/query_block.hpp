@@ -4,6 +4,8 @@
 // other. What comes next in memory is fetched while they compute.
 #pragma once
 
+#include <array>
+
 #include "mha/kernels/query_tile.hpp"
 
 namespace mha::kernels {
@@ -48,13 +50,21 @@ class QueryBlock {
       }
       const Index stop = std::min(end_, chunk + kKeyChunk);
       for (Index j = std::max(chunk, begin - begin % kKeyTile); j < stop; j += kKeyTile) {
+        std::array<bool, std::size_t{kMostTiles}> wants{};
+        bool any_wants = false;
+        for (Index t = 0; t < num_tiles; ++t) {
+          bool& own = wants[static_cast<std::size_t>(t)];
+          own = takes_part(t, j, kKeyTile) && tiles[t].wants(j);
+          any_wants = any_wants || own;
+        }
+        if (!any_wants) continue;
         const Index from = std::max(j, begin);
         const Index to = std::min(j + kKeyTile, end_);
         const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
         const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
         Index turn = 0;
         for (Index t = 0; t < num_tiles; ++t) {
-          if (!takes_part(t, j, kKeyTile)) continue;
+          if (!wants[static_cast<std::size_t>(t)]) continue;
           const bool last = j + kKeyTile >= tiles[t].end();
           tiles[t].absorb(j, from, key, value, next_keys(j, turn++),
                           last ? next_queries(t * tile_width) : Upcoming<T>());

@@ -61,6 +61,18 @@ class QueryTile {
   Index begin() const { return begin_; }
   Index end() const { return end_; }
 
+  /// Asks the rules about keys max(begin(), tile), ..., min(end(), tile + kKeyTile) - 1. False: no
+  /// query may attend to any of them, and nothing is left to do. To be called before absorb().
+  bool wants(Index tile) {
+    if (calls_.tile == nullptr) return true;
+    const Index from = std::max(tile, begin_);
+    const Index to = std::min(tile + kKeyTile, end_);
+    const TileMask mask = calls_.tile(calls_.rules, head_.extent, head_.b, head_.h,
+                                      {first_, count_, from, to - from});
+    all_allowed_ = mask == TileMask::all;
+    return mask != TileMask::none;
+  }
+
   void start_chunk() {
     fill_minus_infinity(at_.row_max);
     std::fill_n(at_.row_sum, groups_ * kGroup, T(0));
@@ -108,6 +120,7 @@ class QueryTile {
     start_chunk();
     const Index stop = std::min(end_, chunk + kKeyChunk);
     for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+      if (!wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
       absorb(tile, from, rows_of(task_.key, at_.scratch.key, from, to),
@@ -279,6 +292,10 @@ class QueryTile {
       std::copy_n(scores, (s.end - s.begin - 1) * kWide + vectors * kernels_.vector_lanes, copy);
     }
     if (calls_.modify == nullptr) return;
+    if (all_allowed_ && !calls_.changes_scores) {
+      note_allowed(s, tile);
+      return;
+    }
     ModifyTile<T> modified;
     modified.extent = &head_.extent;
     modified.b = head_.b;
@@ -293,7 +310,21 @@ class QueryTile {
     modified.begin = at_.begin + lane;
     modified.end = at_.end + lane;
     modified.allowed = at_.allowed + lane;
+    modified.all_allowed = all_allowed_;
     calls_.modify(calls_.rules, modified);
+  }
+
+  /// What `modify` notes of the queries of a segment where it need not be asked: mostly a look at the
+  /// first score of those that have not seen a key yet.
+  void note_allowed(const Segment& s, Index tile) const {
+    const Index end_lane = std::min(count_, s.end_group * kGroup);
+    for (Index l = s.first_group * kGroup; l < end_lane; ++l) {
+      const Index last = std::min<Index>(s.end, at_.end[l]);
+      for (Index j = std::max<Index>(s.begin, at_.begin[l]); at_.allowed[l] == 0 && j < last; ++j) {
+        const T score = at_.scratch.s[(j - tile) * kWide + l];
+        if (!mha::detail::is_minus_infinity(score)) at_.allowed[l] = -1;
+      }
+    }
   }
 
   /// O^T += V^T P^T of a segment. Where some lane may not attend to some key, its weight there is 0,
@@ -425,6 +456,7 @@ class QueryTile {
       for (Index j = 0; j < head_.extent.kv_len; ++j) task_.weights(first_ + r, j) = T(0);
     }
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
+      if (!wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
       segments_.cut(from, to, groups_);
@@ -464,8 +496,9 @@ class QueryTile {
   T* capped_ = nullptr;  ///< where the scores are kept that modifiers see, if they are wanted
   Index first_ = 0, count_ = 0, groups_ = 0;
   Index begin_ = 0, end_ = 0;
-  bool fresh_ = true;  ///< acc holds nothing yet
-  bool empty_ = true;  ///< total holds nothing yet
+  bool fresh_ = true;         ///< acc holds nothing yet
+  bool empty_ = true;         ///< total holds nothing yet
+  bool all_allowed_ = false;  ///< of the key tile at hand: element-wise masks allow every pair
   Segments segments_;
 };
 

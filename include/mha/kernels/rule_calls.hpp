@@ -27,14 +27,18 @@ struct RuleCalls {
                  Index count, KeyRange* ranges) = nullptr;
   /// Score modifiers and element-wise masks; null if there are none.
   Modify<T> modify = nullptr;
+  /// What element-wise masks say about a tile; null if they know of no tiles.
+  TileMask (*tile)(const void* rules, const Extent& extent, Index b, Index h,
+                   const PairTile& tile) = nullptr;
   /// The sink of head h; false if there is none.
   bool (*sink)(const void* rules, Index h, T& logit) = nullptr;
   /// The two numbers that the dropout of a query starts from; null without dropout.
   void (*dropout_row)(const void* rules, Index b, Index h, Index i, std::uint32_t* row) = nullptr;
   std::uint64_t dropout_threshold = 0;
   T dropout_scale = T(1);
-  bool may_mask = false;  ///< something beside ranges may mask
-  T softcap = T(0);       ///< 0 = none
+  bool may_mask = false;        ///< something beside ranges may mask
+  bool changes_scores = false;  ///< `modify` does more than mask
+  T softcap = T(0);             ///< 0 = none
   T scale = T(1);
 
   /// A scale of at most 1 is a factor of Q. A larger one is a factor of the scores, after the
@@ -64,6 +68,11 @@ void ranges(const void* rules, const Extent& extent, Index b, Index h, Index fir
   }
 }
 
+template <class RuleSet>
+TileMask tile(const void* rules, const Extent& extent, Index b, Index h, const PairTile& tile) {
+  return static_cast<const RuleSet*>(rules)->tile_of_pairs(extent, b, h, tile);
+}
+
 template <class T, class RuleSet>
 bool sink(const void* rules, Index h, T& logit) {
   const std::optional<T> found = static_cast<const RuleSet*>(rules)->template sink<T>(h);
@@ -87,6 +96,7 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
   calls.rules = &rules;
   calls.placed = detail::placed<RuleSet>;
   if constexpr (RuleSet::kHasKeys) calls.ranges = detail::ranges<RuleSet>;
+  if constexpr (RuleSet::kAnswersTiles) calls.tile = detail::tile<RuleSet>;
   calls.sink = detail::sink<T, RuleSet>;
   if constexpr (RuleSet::kModifiesScore || RuleSet::kMayMask) {
     calls.modify = modify_of<T, RuleSet>(which);
@@ -97,6 +107,7 @@ RuleCalls<T> rule_calls(const RuleSet& rules, Index head_dim, Target which) {
     calls.dropout_scale = rules.dropout()->template dropout_scale<T>();
   }
   calls.may_mask = RuleSet::kMayMask;
+  calls.changes_scores = RuleSet::kModifiesScore;
   if constexpr (RuleSet::kHasSoftcap) calls.softcap = rules.template softcap<T>();
   calls.scale = rules.template scale<T>(head_dim);
   return calls;

@@ -43,7 +43,8 @@ struct ModifyTile {
   bool lanes_are_queries;  ///< rows of s are keys (else queries)
   const int_of<T>* begin;  ///< query's keys: [begin, end)
   const int_of<T>* end;
-  int_of<T>* allowed;  ///< set to nonzero for a query that may attend to a key of this tile
+  int_of<T>* allowed;        ///< set to nonzero for a query that may attend to a key of this tile
+  bool all_allowed = false;  ///< element-wise masks allow every pair of the ranges: not to be asked
 };
 
 /// C[rows x lanes] = A[rows x depth] B[depth x lanes], or C += A B, or start + A B. Entry (r, k) of A is at

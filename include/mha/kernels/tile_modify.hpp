@@ -103,7 +103,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
   }
   bool every_one = at.all_in_range();
   if constexpr (RuleSet::kHasAllowed) {
-    if (every_one) {
+    if (every_one && !tile.all_allowed) {
       bool answers[kSixteen];
       for (int l = 0; l < kSixteen; ++l) {
         answers[l] = rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
@@ -137,8 +137,9 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
   }
   for (int l = 0; l < kSixteen && l < at.count; ++l) {
     bool allowed = at.in_range(l);
-    if constexpr (RuleSet::kMayMask) {
-      allowed = allowed && rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
+    if constexpr (RuleSet::kHasAllowed) {
+      allowed = allowed &&
+                (tile.all_allowed || rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l)));
     }
     if (allowed) {
       at.s[l] = rules.score(at.s[l], extent, tile.b, tile.h, at.query(l), at.key(l));
