@@ -109,7 +109,7 @@ class LayerCase {
     sizes.kv_len = rows.kv_len;
     for (const Index n : rows.query_len) sizes.longest_query = std::max(sizes.longest_query, n);
     for (const Index n : rows.kv_len) sizes.longest_kv = std::max(sizes.longest_kv, n);
-    rule = draw_rule(bytes, sizes, kFewRules[bytes.pick(kNumFewRules)]);
+    rule = draw_rule(bytes, sizes, draw_few_rules(bytes));
     options.past_len = rule.past_len();
     draw_positions(bytes);
     Numbers numbers(bytes.seed());
@@ -470,7 +470,10 @@ class LayerCase {
     data.sizes.batch = b + 1;
     for (auto* list : {&data.offsets, &data.lengths}) list->resize(at + 1);
     // Grids are cut for the longest sequence: a single one need not have its sizes.
-    if (data.has_keep || data.has_ignore || data.has_bias1) return;
+    if (data.has_keep || data.has_ignore || data.has_bias1 || data.has_padding ||
+        data.has_documents || data.has_blocks) {
+      return;
+    }
     const Matrix<Scalar> q = query.middleRows(row, rows.query_len[at]);
     const Matrix<Scalar> k = keys().middleRows(key_row, rows.kv_len[at]);
     const Matrix<Scalar> v = values().middleRows(key_row, rows.kv_len[at]);

@@ -53,9 +53,15 @@ struct CallSizes {
 
 inline constexpr Index kRuleSets = 22;
 inline constexpr Index kLearnedSet = kRuleSets;  ///< and one more, whose numbers collect gradients
+inline constexpr Index kFirstLaterSet = 23;      ///< and these, added later
+inline constexpr Index kLaterSets = 4;
 /// Of them, those that with_few_rules() knows: one of every kind, for tests that are long to compile.
 inline constexpr Index kFewRules[] = {0, 1, 3, 5, 9, 15, 16};
 inline constexpr Index kNumFewRules = 7;
+inline constexpr Index kLaterFewRules = 26;
+/// Bytes from here on mean the sets added later, so that cases of the corpus go on meaning what they
+/// are named for.
+inline constexpr Index kLaterByte = 216;
 
 struct RuleData {
   CallSizes sizes;
@@ -66,6 +72,9 @@ struct RuleData {
   Index left = -1, right = -1;
   std::vector<Index> lengths;
   DrawnGrid keep, bias1, bias2;
+  DrawnGrid padding, documents;  ///< one number per sequence and key
+  DrawnGrid blocks;
+  Index block_queries = 1, block_keys = 1;
   std::vector<double> slopes, sinks;  ///< empty: the default; else one for all, or one per head
   double softcap = 0;
   std::optional<double> scale;
@@ -79,7 +88,10 @@ struct RuleData {
   bool has_window = false, has_keep = false, has_ignore = false, has_bias1 = false,
        has_bias2 = false, has_alibi = false, has_softcap = false, has_scale = false,
        has_bend = false, has_tilt = false, has_mask_mod = false, has_masking_score = false,
-       has_sinks = false, has_dropout = false;
+       has_sinks = false, has_dropout = false, has_padding = false, has_documents = false,
+       has_blocks = false;
+  /// Causal rule, window, lengths (and mask_mod) are joined by | with keep, blocks and documents.
+  bool has_either = false;
 
   bool past_len_is_list = false;
   /// As the call's option says it, for a box of the call; empty where it is said otherwise.
@@ -160,6 +172,27 @@ inline DrawnGrid draw_grid(Bytes& bytes, const CallSizes& sizes, Index kind) {
   return grid;
 }
 
+/// Whole numbers below `most`, or rising ones, in runs of equal ones along the last axis.
+inline DrawnGrid draw_runs(Bytes& bytes, const std::array<Index, 4>& sizes, Index most) {
+  DrawnGrid grid;
+  grid.sizes = sizes;
+  Index count = 1;
+  for (const Index size : grid.sizes) count *= size;
+  grid.numbers.resize(static_cast<std::size_t>(count));
+  const bool rises = most > 2 && bytes.coin();
+  const Index run = bytes.one_of(1, 2, 7, 40, 150, 400);
+  const Index shift = bytes.pick(run);
+  const std::uint64_t seed = bytes.seed();
+  for (Index k = 0; k < count; ++k) {
+    const Index own =
+        (k % std::max<Index>(sizes[3], 1) + shift) / run + k / std::max<Index>(sizes[3], 1);
+    Numbers numbers(seed + static_cast<std::uint64_t>(own));
+    const auto number = static_cast<Index>(numbers.bits() % static_cast<std::uint64_t>(most));
+    grid.numbers[static_cast<std::size_t>(k)] = static_cast<double>(rises ? own : number);
+  }
+  return grid;
+}
+
 /// The 32 bits that decide over a weight: SplitMix64 of seed, b, h and i, then MurmurHash3's
 /// finaliser of j between the halves of that.
 inline std::uint32_t random_bits(std::uint64_t seed, Index b, Index h, Index i, Index j) {
@@ -198,19 +231,23 @@ inline RuleData draw_rule(Bytes& bytes, const CallSizes& sizes, Index set) {
   // See with_rule(): sets without a place, with causal() in some form, with query_offset().
   const bool any_place = !in({0, 5, 9, 12, 16, 18, 21});
   r.has_window = any_place || in({5});
-  r.has_keep = in({4, 15, 19});
+  r.has_keep = in({4, 15, 19, 24});
   r.has_ignore = in({5, 17});
   r.has_bias1 = in({6, 7, 15, 16, 19, 20, 22});
   r.has_bias2 = in({7});
-  r.has_alibi = in({8, 9, 15, 18, 22});
+  r.has_alibi = in({8, 9, 15, 18, 22, 24});
   r.has_softcap = in({10, 15, 18, 20});
   r.has_scale = in({10, 15, 20});
   r.has_bend = in({11, 15, 18});
   r.has_tilt = in({12});
-  r.has_mask_mod = in({13, 17});
+  r.has_mask_mod = in({13, 17, 25});
   r.has_masking_score = in({16});
-  r.has_sinks = in({14, 15, 16, 18, 21, 22});
-  r.has_dropout = in({15, 17, 20, 21});
+  r.has_sinks = in({14, 15, 16, 18, 21, 22, 25});
+  r.has_dropout = in({15, 17, 20, 21, 25});
+  r.has_padding = in({25, 26});
+  r.has_documents = in({23, 26});
+  r.has_blocks = in({25, 26});
+  r.has_either = in({24, 25, 26});
 
   const auto lengths = [&](Index low, Index beyond) {
     std::vector<Index> all;
@@ -259,6 +296,24 @@ inline RuleData draw_rule(Bytes& bytes, const CallSizes& sizes, Index set) {
     r.right = bytes.between(-1, 4);
   }
   if (r.has_keep || r.has_ignore) r.keep = detail_rules::draw_grid(bytes, sizes, 0);
+  const auto one_or = [&](Index n) { return bytes.coin() ? 1 : n; };
+  if (r.has_padding) {
+    r.padding = detail_rules::draw_runs(bytes, {one_or(sizes.batch), 1, 1, sizes.longest_kv}, 2);
+  }
+  if (r.has_documents) {
+    r.documents = detail_rules::draw_runs(bytes, {one_or(sizes.batch), 1, 1, sizes.longest_kv},
+                                          bytes.between(3, 6));
+  }
+  if (r.has_blocks) {
+    r.block_queries = bytes.one_of(1, 3, 16, 64, 200);
+    r.block_keys = bytes.one_of(1, 5, 64, 128, 300);
+    const auto blocks_of = [](Index n, Index size) { return (n + size - 1) / size; };
+    r.blocks = detail_rules::draw_runs(bytes,
+                                       {one_or(sizes.batch), one_or(sizes.num_heads),
+                                        blocks_of(sizes.longest_query, r.block_queries),
+                                        blocks_of(sizes.longest_kv, r.block_keys)},
+                                       2);
+  }
   if (r.has_bias1) r.bias1 = detail_rules::draw_grid(bytes, sizes, bytes.between(1, 2));
   if (r.has_bias2) r.bias2 = detail_rules::draw_grid(bytes, sizes, bytes.between(1, 2));
   if (r.has_alibi && (r.set == kLearnedSet || bytes.coin())) {
@@ -299,6 +354,10 @@ inline std::string words_of(const RuleData& r) {
   say(r.has_window && r.lengths != r.sizes.kv_len, "lengths");
   say(r.has_keep, "keep");
   say(r.has_ignore, "ignore");
+  say(r.has_padding, "key_padding");
+  say(r.has_documents, "documents");
+  if (r.has_blocks) text << " blocks " << r.block_queries << " x " << r.block_keys;
+  say(r.has_either, "joined by |");
   say(r.has_bias1, "bias");
   say(r.has_bias2, "bias of double");
   say(r.has_alibi, r.slopes.empty() ? "alibi" : "alibi of slopes");
@@ -319,27 +378,56 @@ inline PlainRule plain_rule(const RuleData& r, const Arithmetic& with) {
   PlainRule plain;
   const long double u = with.u;
   const auto place_of = [&r](Index b) { return r.offsets[static_cast<std::size_t>(b)]; };
+  using Mask = std::function<bool(Index b, Index h, Index i, Index j)>;
+  std::vector<Mask> keys;   // causal rule, window and lengths: all of them
+  std::vector<Mask> sides;  // what is joined with them by |
+  auto& others = r.has_either ? sides : plain.masks;
   if (r.is_causal) {
-    plain.masks.push_back([=](Index b, Index, Index i, Index j) { return j <= i + place_of(b); });
+    keys.push_back([=](Index b, Index, Index i, Index j) { return j <= i + place_of(b); });
   }
   if (r.has_window) {
-    plain.masks.push_back([=, &r](Index b, Index, Index i, Index j) {
+    keys.push_back([=, &r](Index b, Index, Index i, Index j) {
       const Index p = i + place_of(b);
       return (r.left < 0 || j >= p - r.left) && (r.right < 0 || j <= p + r.right) &&
              j < r.lengths[static_cast<std::size_t>(b)];
     });
   }
   if (r.has_keep) {
+    others.push_back([&r](Index b, Index h, Index i, Index j) { return r.keep(b, h, i, j) != 0; });
+  }
+  if (r.has_blocks) {
+    others.push_back([&r](Index b, Index h, Index i, Index j) {
+      return r.blocks(b, h, i / r.block_queries, j / r.block_keys) != 0;
+    });
+  }
+  if (r.has_documents) {
+    others.push_back([=, &r](Index b, Index, Index i, Index j) {
+      const Index p = i + place_of(b);
+      return p >= 0 && p < r.sizes.kv_len[static_cast<std::size_t>(b)] &&
+             r.documents(b, 0, 0, p) == r.documents(b, 0, 0, j);
+    });
+  }
+  if (r.has_padding) {
     plain.masks.push_back(
-        [&r](Index b, Index h, Index i, Index j) { return r.keep(b, h, i, j) != 0; });
+        [&r](Index b, Index, Index, Index j) { return r.padding(b, 0, 0, j) != 0; });
   }
   if (r.has_ignore) {
     plain.masks.push_back(
         [&r](Index b, Index h, Index i, Index j) { return r.keep(b, h, i, j) == 0; });
   }
   if (r.has_mask_mod || r.has_masking_score) {
-    plain.masks.push_back(
-        [&r](Index b, Index h, Index i, Index j) { return (3 * i + j + h + b) % r.modulus != 0; });
+    (r.has_either ? keys : plain.masks).push_back([&r](Index b, Index h, Index i, Index j) {
+      return (3 * i + j + h + b) % r.modulus != 0;
+    });
+  }
+  if (r.has_either) {
+    plain.masks.push_back([=](Index b, Index h, Index i, Index j) {
+      const auto allows = [&](const Mask& mask) { return mask(b, h, i, j); };
+      return std::all_of(keys.begin(), keys.end(), allows) ||
+             std::any_of(sides.begin(), sides.end(), allows);
+    });
+  } else {
+    plain.masks.insert(plain.masks.end(), keys.begin(), keys.end());
   }
   const auto add = [u](const Bounded& s, long double x) {
     return Bounded{s.v + x, s.e + u * (2 * std::abs(x) + std::abs(s.v) + s.e)};
@@ -449,7 +537,10 @@ class RuleParts {
         box(part),
         allowed(data.keep, data, part),
         bias1(data.bias1, data, part),
-        bias2(data.bias2, data, part) {
+        bias2(data.bias2, data, part),
+        padded(data.padding, data, part),
+        block_queries(part.first_query == 0 ? data.block_queries : 1),
+        own_blocks(block_grid(data, part), data, part) {
     for (Index& place : places) place += box.first_query;
   }
 
@@ -458,6 +549,23 @@ class RuleParts {
   auto offset() const { return mha::query_offset(own(places)); }
   auto keep() const { return mha::keep(allowed.view()); }
   auto ignore() const { return mha::ignore(allowed.view()); }
+  auto padding() const { return mha::key_padding(padded.view()); }
+  auto blocks() const {
+    TensorView<const bool> view = own_blocks.view();
+    if (box.first_query == 0) view.sizes[2] = r.blocks.sizes[2];  // blocks, not queries
+    return mha::blocks(view, block_queries, r.block_keys);
+  }
+  auto documents() const {
+    const Index first = r.documents.sizes[0] == 1 ? 0 : box.first_batch;
+    const Index all = r.documents.sizes[0] == 1 ? 1 : r.sizes.batch;
+    Matrix<int> ids(all - first, r.documents.sizes[3]);
+    for (Index b = first; b < all; ++b) {
+      for (Index j = 0; j < ids.cols(); ++j) {
+        ids(b - first, j) = static_cast<int>(r.documents(b, 0, 0, j)) - 2;
+      }
+    }
+    return mha::documents(ids);
+  }
   auto bias() const { return mha::bias(bias1.view()); }
   auto other_bias() const { return mha::bias(bias2.view()); }
   auto alibi() const { return Alibi<T>(list(r.slopes)); }
@@ -482,6 +590,23 @@ class RuleParts {
   }
 
  private:
+  /// Blocks count rows within the call: where it begins later, each query is a block.
+  static DrawnGrid block_grid(const RuleData& data, const Box& part) {
+    if (!data.has_blocks || part.first_query == 0) return data.blocks;
+    DrawnGrid grid;
+    grid.sizes = data.blocks.sizes;
+    grid.sizes[2] = data.sizes.longest_query;
+    for (Index b = 0; b < grid.sizes[0]; ++b) {
+      for (Index h = 0; h < grid.sizes[1]; ++h) {
+        for (Index i = 0; i < grid.sizes[2]; ++i) {
+          for (Index j = 0; j < grid.sizes[3]; ++j) {
+            grid.numbers.push_back(data.blocks(b, h, i / data.block_queries, j));
+          }
+        }
+      }
+    }
+    return grid;
+  }
   IndexList own(const std::vector<Index>& all) const {
     return IndexList(std::vector<Index>(all.begin() + box.first_batch, all.end()));
   }
@@ -503,6 +628,9 @@ class RuleParts {
   const TypedGrid<bool> allowed;
   const TypedGrid<T> bias1;
   const TypedGrid<double> bias2;  // of another type than the scores
+  const TypedGrid<bool> padded;
+  const Index block_queries;
+  const TypedGrid<bool> own_blocks;
 };
 
 /// Calls f(rule) with one of the combinations of kFewRules.
@@ -521,6 +649,8 @@ void with_few_rules(const RuleParts<T>& p, Index set, const F& f) {
       return f(p.alibi());
     case 15:
       return f(p.everything());
+    case 26:
+      return f((p.keys() | p.blocks() | p.documents()) & p.padding());
     default:
       return f(p.sinks() & p.bias() & p.masking());
   }
@@ -568,6 +698,12 @@ void with_rule(const RuleData& r, const Box& box, const F& f,
       return f(p.drop() & p.sinks());
     case kLearnedSet:
       return f(p.learned(*learned));
+    case 23:
+      return f(p.documents() & p.keys());
+    case 24:
+      return f((p.keys() | p.keep()) & p.alibi());
+    case 25:
+      return f((p.blocks() | (p.mask_mod() & p.keys())) & p.padding() & p.sinks() & p.drop());
     default:
       return with_few_rules(p, r.set, f);
   }
@@ -578,11 +714,18 @@ template <class Scalar>
 inline constexpr bool has_all_rules =
     std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>;
 
+/// One of kFewRules, or the later one.
+inline Index draw_few_rules(Bytes& bytes) {
+  const Index byte = bytes.pick(256);
+  return byte >= kLaterByte ? kLaterFewRules : kFewRules[byte % kNumFewRules];
+}
 /// One of the combinations that tests of a scalar run.
 template <class Scalar>
 Index draw_rule_set(Bytes& bytes, bool learned = false) {
-  if (!has_all_rules<Scalar>) return kFewRules[bytes.pick(kNumFewRules)];
-  return bytes.pick(kRuleSets + (learned ? 1 : 0));
+  if (!has_all_rules<Scalar>) return draw_few_rules(bytes);
+  const Index byte = bytes.pick(256);
+  if (byte >= kLaterByte) return kFirstLaterSet + byte % kLaterSets;
+  return byte % (kRuleSets + (learned ? 1 : 0));
 }
 template <class Scalar, class F>
 void with_rule_of(const RuleData& r, const Box& box, const F& f,
