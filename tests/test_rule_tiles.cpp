@@ -279,8 +279,6 @@ TEST_CASE("scores of -infinity by overflow are what they are without tiles", "[r
   }
 }
 
-#if MHA_KERNELS
-
 namespace {
 
 // Counts the pairs that are asked about.
@@ -317,5 +315,3 @@ TEST_CASE("no pair of a tile that a rule answers for is asked about", "[rules][t
     CHECK(*rule.asked > 0);
   }
 }
-
-#endif

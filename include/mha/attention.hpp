@@ -241,7 +241,7 @@ template <TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
 /// @param key, value  [batch, kv_heads, kv_len, head_dim] and [batch, kv_heads, kv_len, value_dim];
 ///                    kv_heads divides num_heads, and query head h reads head h / (num_heads /
 ///                    kv_heads)
-/// @param rule        masks and score modifiers joined by `&`, see mask.hpp and score.hpp; default:
+/// @param rule        masks and score modifiers, see mask.hpp and score.hpp; default:
 ///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            a Tensor; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
@@ -279,7 +279,7 @@ template <EigenDense Q, EigenDense K, EigenDense V, class R = AttentionOptions,
 /// @param query       query_len x head_dim, one token per row: any Eigen expression of either
 ///                    storage order; what lies in memory is read there, whatever its strides
 /// @param key, value  kv_len x head_dim and kv_len x value_dim
-/// @param rule        masks and score modifiers joined by `&`, see mask.hpp and score.hpp; default:
+/// @param rule        masks and score modifiers, see mask.hpp and score.hpp; default:
 ///                    every query may attend to every key, scale 1 / sqrt(head_dim)
 /// @return            query_len x value_dim; a row that may attend to nothing is exactly 0
 /// @throws std::invalid_argument if shapes disagree; nothing has been computed then

@@ -127,7 +127,7 @@ class MultiHead {
   ///     forward(x, causal())    forward(x, {.batch = 2})    forward(x, causal(), {.batch = 2})
   /// Inputs: any Eigen expressions, one token per row, sequence after sequence. The query has rows x
   /// embed_dim, the key rows x kdim, the value as many rows as the key x vdim.
-  /// Rule: masks and score modifiers joined by `&`; b, h, i, j count within the call's sequences.
+  /// Rule: masks and score modifiers, joined by `&`; b, h, i, j count within the call's sequences.
   /// Options: a MultiHeadOptions, how rows form sequences, what to return, who computes.
   /// @throws std::invalid_argument if shapes disagree; nothing has been computed then
   /// Cost: 2 rows (inputs * outputs) flops per projection, and attention()'s; rows x (q + k + v +

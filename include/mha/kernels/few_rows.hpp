@@ -282,8 +282,9 @@ class FewRows {
   /// What `modify` notes of a head's rows where it need not be asked.
   void note_allowed(Index row, Index from, Index keys) const {
     for (Index r = row; r < row + num_queries_; ++r) {
-      const Index last = std::min<Index>(from + keys, at_.end[r]);
-      for (Index j = std::max<Index>(from, at_.begin[r]); at_.allowed[r] == 0 && j < last; ++j) {
+      const Index last = std::min(from + keys, static_cast<Index>(at_.end[r]));
+      for (Index j = std::max(from, static_cast<Index>(at_.begin[r]));
+           at_.allowed[r] == 0 && j < last; ++j) {
         const T score = at_.s[r * kKeyTile + j - from];
         if (!mha::detail::is_minus_infinity(score)) at_.allowed[r] = -1;
       }

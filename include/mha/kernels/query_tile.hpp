@@ -319,8 +319,9 @@ class QueryTile {
   void note_allowed(const Segment& s, Index tile) const {
     const Index end_lane = std::min(count_, s.end_group * kGroup);
     for (Index l = s.first_group * kGroup; l < end_lane; ++l) {
-      const Index last = std::min<Index>(s.end, at_.end[l]);
-      for (Index j = std::max<Index>(s.begin, at_.begin[l]); at_.allowed[l] == 0 && j < last; ++j) {
+      const Index last = std::min(s.end, static_cast<Index>(at_.end[l]));
+      for (Index j = std::max(s.begin, static_cast<Index>(at_.begin[l]));
+           at_.allowed[l] == 0 && j < last; ++j) {
         const T score = at_.scratch.s[(j - tile) * kWide + l];
         if (!mha::detail::is_minus_infinity(score)) at_.allowed[l] = -1;
       }
