@@ -7,6 +7,8 @@
 // with other flags (-march) than the library. Everything else stays as it is, header-only.
 #pragma once
 
+#include "mha/language.hpp"
+
 #if defined(MHA_COMPILED_LIBRARY)  // its one source
 #define MHA_COMPILED_TEMPLATE template
 #elif defined(MHA_COMPILED)

@@ -81,7 +81,9 @@ void compare_number(const char* what, const Got& got, const Bounded& wanted, lon
   ++comparisons().all;
   if (is_vacuous && std::isfinite(wanted.v)) ++comparisons().vacuous;
   if (number == wanted.v) return;
-  if (std::isfinite(number) && std::abs(number - wanted.v) <= bound) return;
+  if (std::isfinite(number) && std::isfinite(wanted.v) && std::abs(number - wanted.v) <= bound) {
+    return;
+  }
   fail_case(what, "(", b, ", ", h, ", ", i, ", ", d, ") is ", static_cast<double>(number),
             " instead of ", static_cast<double>(wanted.v), ", bound ", static_cast<double>(bound));
 }
