@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
 # Configures, builds and runs the project SOURCE in BUILD_DIR, and checks that it compiled its own
-# sources only, with no flag but the language standard and include folders.
+# sources only (and that of mha::compiled), with no flag but the language standard, include folders and
+# what says that it is linked to mha::compiled.
 foreach(variable CXXFLAGS CPPFLAGS LDFLAGS)
   unset(ENV{${variable}})
 endforeach()
@@ -23,7 +24,7 @@ string(JSON count LENGTH "${commands}")
 math(EXPR last "${count} - 1")
 foreach(index RANGE ${last})
   string(JSON file GET "${commands}" ${index} file)
-  if(NOT file MATCHES "/tests/package/[a-z_]+\\.cpp$")
+  if(NOT file MATCHES "/tests/package/[a-z_]+\\.cpp$|/mha_compiled\\.cpp$")
     message(FATAL_ERROR "the consumer has to compile ${file}")
   endif()
   string(JSON command GET "${commands}" ${index} command)
@@ -35,7 +36,7 @@ foreach(index RANGE ${last})
       set(value_follows FALSE)
     elseif(word MATCHES "^-(isystem|o)$")
       set(value_follows TRUE)
-    elseif(word MATCHES "^-" AND NOT word MATCHES "^(-I.+|-c|-std=(c|gnu)\\+\\+20)$")
+    elseif(word MATCHES "^-" AND NOT word MATCHES "^(-I.+|-c|-DMHA_COMPILED|-std=(c|gnu)\\+\\+20)$")
       message(FATAL_ERROR "the consumer inherits the flag ${word} in: ${command}")
     endif()
   endforeach()
