@@ -175,3 +175,14 @@ TEST_CASE("a backward pass refuses other documents", "[mask][documents][errors]"
                     ContainsSubstring("rule must have the numbers and sizes"));
   CHECK_NOTHROW(layer.backward(gradients, pass, x, mha::documents({1, 1, 2})));
 }
+
+TEST_CASE("the class of documents refuses ids that do not fill its rows",
+          "[mask][documents][errors]") {
+  using mha::Documents;
+  const std::string message = "documents: ids must be rows * tokens numbers, got ";
+  CHECK_THROWS_WITH(Documents({1, 2, 3}, 2, 4), ContainsSubstring(message + "3 for 2 x 4"));
+  CHECK_THROWS_WITH(Documents({1, 2, 3}, 1, 2), ContainsSubstring(message + "3 for 1 x 2"));
+  CHECK_THROWS_WITH(Documents({1, 2}, -1, -2), ContainsSubstring(message + "2 for -1 x -2"));
+  CHECK_THROWS_WITH(Documents({}, Index{1} << 40, Index{1} << 40), ContainsSubstring(message));
+  CHECK_NOTHROW(Documents({1, 2, 3, 4}, 2, 2));
+}

@@ -253,7 +253,6 @@ TEMPLATE_TEST_CASE("an output of any strides gets the bits of a contiguous one",
 
 TEMPLATE_TEST_CASE("a call writes nothing past the workspace that it was told to bring",
                    "[layer][projection][workspace]", float, double, Eigen::half) {
-  if (mha::test::available_targets().empty()) return;  // without kernels there is no workspace
   mha::ThreadPool three(3);
   const std::vector<std::pair<Lengths, Lengths>> cuts{
       {{200, 100}, {200, 100}}, {{1, 300, 20}, {16, 193, 15}}, {{40, 3}, {12, 192}}};

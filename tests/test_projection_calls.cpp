@@ -86,7 +86,6 @@ void check_numbers(const Projection<Scalar>& linear, const X& x, const Y& y) {
 
 template <class F>
 void on_every_target(const F& f) {
-  if (mha::test::available_targets().empty()) f();
   for (const mha::kernels::Target target : mha::test::available_targets()) {
     CAPTURE(mha::kernels::name(target));
     const mha::test::UsingTarget using_target(target);
@@ -168,7 +167,6 @@ TEMPLATE_TEST_CASE("a projected row has its bits for any threads and alone", "[p
       const Matrix<TestType> y = linear(x);
       CHECK_THAT(linear(x, {.executor = two}), HasBitsOf(y));
       CHECK_THAT(linear(x, {.executor = three}), HasBitsOf(y));
-      if (mha::test::available_targets().empty()) continue;  // Eigen's products promise less
       for (const Index rows : {Index{1}, n.rows / 3, n.rows / 2 + 1}) {
         CHECK_THAT(linear(x.bottomRows(rows)), HasBitsOf(Matrix<TestType>(y.bottomRows(rows))));
       }

@@ -77,6 +77,11 @@ class Documents : public Rule {
     std::uint64_t digest = 0;
 
     Data(const std::vector<Index>& given, Index rows, Index tokens) {
+      Index count = 0;
+      detail::require(rows >= 0 && tokens >= 0 && detail::multiplies(rows, tokens, count) &&
+                          count == static_cast<Index>(given.size()),
+                      "documents: ids must be rows * tokens numbers, got ", given.size(), " for ",
+                      rows, " x ", tokens);
       std::vector<Index> sorted = given;
       std::sort(sorted.begin(), sorted.end());
       sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());

@@ -110,20 +110,15 @@ inline void use_target(Target t) {
   detail::chosen_target().store(t, std::memory_order_relaxed);
 }
 
-/// The functions of a target that this program holds.
+/// The functions of a target; those of the highest here, if this unit was compiled without it.
 template <class T>
 const Kernels<T>& table(Target which) {
   const Kernels<T>* found = nullptr;
-  switch (which) {
 #define MHA_TARGET_CASE(t) \
-  case Target::t:          \
-    found = &t::kTable<T>; \
-    break;
-    MHA_TARGETS_HERE(MHA_TARGET_CASE)
+  found = &t::kTable<T>;   \
+  if (which == Target::t) return *found;
+  MHA_TARGETS_HERE(MHA_TARGET_CASE)
 #undef MHA_TARGET_CASE
-    default:
-      break;
-  }
   return *found;
 }
 
@@ -135,18 +130,17 @@ MHA_COMPILED_TEMPLATE const Kernels<double>& table<double>(Target);
 template <class T>
 using Modify = void (*)(const void*, const ModifyTile<T>&);
 
-/// A target's function that applies the rules to a tile.
+/// A target's function that applies the rules to a tile; that of the highest here, if this unit was
+/// compiled without it: never none, which would stand for no rule.
 template <class T, class RuleSet>
 Modify<T> modify_of(Target which) {
-  switch (which) {
-#define MHA_TARGET_CASE(t) \
-  case Target::t:          \
-    return t::modify<T, RuleSet>;
-    MHA_TARGETS_HERE(MHA_TARGET_CASE)
+  Modify<T> found = nullptr;
+#define MHA_TARGET_CASE(t)       \
+  found = t::modify<T, RuleSet>; \
+  if (which == Target::t) return found;
+  MHA_TARGETS_HERE(MHA_TARGET_CASE)
 #undef MHA_TARGET_CASE
-    default:
-      return nullptr;
-  }
+  return found;
 }
 
 }  // namespace mha::kernels
