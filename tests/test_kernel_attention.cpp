@@ -6,6 +6,7 @@
 #include <mha/attention.hpp>
 
 #include "support/expected_attention.hpp"
+#include "support/picker.hpp"
 #include "support/targets.hpp"
 
 using mha::Index;
@@ -14,24 +15,14 @@ using mha::Matrix;
 using mha::test::available_targets;
 using mha::test::expected_attention;
 using mha::test::ExpectedAttention;
+using mha::test::Inputs;
+using mha::test::Picker;
 using mha::test::random_booleans;
 using mha::test::random_matrix;
 
 namespace {
 
 constexpr mha::AttentionOptions kEverything{.need_weights = true, .need_lse = true};
-
-template <class Scalar>
-struct Inputs {
-  Matrix<Scalar> query;
-  Matrix<Scalar> key;
-  Matrix<Scalar> value;
-
-  Inputs(Index query_len, Index kv_len, Index head_dim, Index value_dim, std::uint64_t seed)
-      : query(random_matrix<Scalar>(query_len, head_dim, seed, 2)),
-        key(random_matrix<Scalar>(kv_len, head_dim, seed + 1, 2)),
-        value(random_matrix<Scalar>(kv_len, value_dim, seed + 2)) {}
-};
 
 template <class Scalar, class RuleType>
 void check_on_every_target(const Inputs<Scalar>& x, const RuleType& rule,
@@ -52,47 +43,6 @@ template <class Scalar, class RuleType>
 void check_against_formula(const Inputs<Scalar>& x, const RuleType& rule, double modified_by = 0) {
   check_on_every_target(x, rule,
                         expected_attention(x.query, x.key, x.value, rule, {}, modified_by));
-}
-
-// Picks from a fixed sequence of random numbers.
-class Picker {
- public:
-  explicit Picker(std::uint64_t seed) : bits_(seed) {}
-  std::uint64_t seed() { return bits_() >> 16; }
-  Index between(Index low, Index high) {
-    return low + static_cast<Index>(bits_() % static_cast<std::uint64_t>(high - low + 1));
-  }
-  bool one_in(Index n) { return between(1, n) == 1; }
-  Index of(std::initializer_list<Index> choices) {
-    return choices.begin()[between(0, static_cast<Index>(choices.size()) - 1)];
-  }
-  double from(std::initializer_list<double> choices) {
-    return choices.begin()[between(0, static_cast<Index>(choices.size()) - 1)];
-  }
-
- private:
-  std::mt19937_64 bits_;
-};
-
-// Rules of one type that vary in their data: none of them need be in force.
-mha::Causal pick_causal(Picker& pick, Index query_len, Index kv_len) {
-  switch (pick.between(0, 3)) {
-    case 0:
-      return mha::causal();
-    case 1:
-      return mha::causal_lower_right();
-    case 2:
-      return mha::causal_offset(pick.between(-query_len, kv_len));
-    default:
-      return mha::causal_offset(kv_len);  // hides nothing
-  }
-}
-mha::Window pick_window(Picker& pick, Index kv_len) {
-  return {pick.one_in(2) ? -1 : pick.between(0, kv_len),
-          pick.one_in(2) ? -1 : pick.between(0, kv_len)};
-}
-mha::Lengths pick_lengths(Picker& pick, Index kv_len) {
-  return mha::lengths(pick.one_in(3) ? pick.between(0, kv_len) : kv_len);
 }
 
 constexpr std::initializer_list<Index> kQueryLens{1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 130};

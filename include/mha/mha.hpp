@@ -32,10 +32,10 @@
 //     kernels/         the fast path. tile_product.hpp: the one register tile; tile_softmax.hpp: the
 //                      running softmax; query_tile.hpp, few_rows.hpp: attention on them; project.hpp:
 //                      projections; targets.hpp, dispatch.hpp: how instruction sets are chosen
-//     inside: batch, call_form, checks, matrix_check, overlap, projection_forward, projection_gradient,
-//     projection_call, layer_memory, layer_pass, layer_check, head_columns, sequences, extra_keys,
-//     initialise, floating, saturate, digest, grid, index_list, sizes, error, language (one sentence for
-//     compilers of an older C++)
+//     inside: batch, batch_gradient, call_form, checks, matrix_check, overlap, projection_forward,
+//     projection_gradient, projection_call, layer_memory, layer_pass, layer_check, head_columns,
+//     sequences, extra_keys, initialise, floating, saturate, digest, grid, index_list, sizes, error,
+//     language (one sentence for compilers of an older C++)
 #pragma once
 
 #include "mha/language.hpp"

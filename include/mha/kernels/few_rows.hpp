@@ -257,7 +257,10 @@ class FewRows {
       const Index row = n * num_queries_;
       const bool all_allowed = all_allowed_[static_cast<std::size_t>(n)];
       if (all_allowed && !calls_.changes_scores) {
-        note_allowed(row, from, keys);
+        for (Index r = row; r < row + num_queries_; ++r) {
+          note_allowed(at_.allowed[r], at_.s + r * kKeyTile, 1, from,
+                       keys_of_row(at_.begin, at_.end, r, from, from + keys));
+        }
         continue;
       }
       ModifyTile<T> tile;
@@ -276,18 +279,6 @@ class FewRows {
       tile.end = at_.end + row;
       tile.allowed = at_.allowed + row;
       calls_.modify(calls_.rules, tile);
-    }
-  }
-
-  /// What `modify` notes of a head's rows where it need not be asked.
-  void note_allowed(Index row, Index from, Index keys) const {
-    for (Index r = row; r < row + num_queries_; ++r) {
-      const Index last = std::min(from + keys, static_cast<Index>(at_.end[r]));
-      for (Index j = std::max(from, static_cast<Index>(at_.begin[r]));
-           at_.allowed[r] == 0 && j < last; ++j) {
-        const T score = at_.s[r * kKeyTile + j - from];
-        if (!mha::detail::is_minus_infinity(score)) at_.allowed[r] = -1;
-      }
     }
   }
 
@@ -421,8 +412,8 @@ class FewRows {
                                  calls_.unit());
       for (Index r = 0; r < rows_; ++r) {
         if (at_.allowed[r] == 0) continue;
-        const Index last = std::min(to, static_cast<Index>(at_.end[r]));
-        for (Index j = std::max(from, static_cast<Index>(at_.begin[r])); j < last; ++j) {
+        const KeyRange own = keys_of_row(at_.begin, at_.end, r, from, to);
+        for (Index j = own.begin; j < own.end; ++j) {
           head_of(r).task.weights(query_of(r), j) = at_.s[r * kKeyTile + j - from] * factor_[r];
         }
       }

@@ -47,6 +47,22 @@ MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] 
   }
 }
 
+/// Of keys from, ..., to - 1 those in the range of a row.
+template <class Int>
+KeyRange keys_of_row(const Int* begin, const Int* end, Index row, Index from, Index to) {
+  return intersect({static_cast<Index>(begin[row]), static_cast<Index>(end[row])}, {from, to});
+}
+
+/// What `modify` notes of a row where it need not be asked: mostly a look at the first score of one that
+/// has not seen a key yet. The score of key j is scores[(j - first) * step].
+template <class T>
+void note_allowed(int_of<T>& allowed, const T* scores, Index step, Index first,
+                  const KeyRange& keys) {
+  for (Index j = keys.begin; allowed == 0 && j < keys.end; ++j) {
+    if (!mha::detail::is_minus_infinity(scores[(j - first) * step])) allowed = -1;
+  }
+}
+
 /// What ends a row: the factor of its weights and output, and its lse.
 template <class T>
 struct RowEnd {

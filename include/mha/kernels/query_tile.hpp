@@ -293,7 +293,10 @@ class QueryTile {
     }
     if (calls_.modify == nullptr) return;
     if (all_allowed_ && !calls_.changes_scores) {
-      note_allowed(s, tile);
+      for (Index l = lane; l < std::min(count_, s.end_group * kGroup); ++l) {
+        note_allowed(at_.allowed[l], at_.scratch.s + l, kWide, tile,
+                     keys_of_row(at_.begin, at_.end, l, s.begin, s.end));
+      }
       return;
     }
     ModifyTile<T> modified;
@@ -312,20 +315,6 @@ class QueryTile {
     modified.allowed = at_.allowed + lane;
     modified.all_allowed = all_allowed_;
     calls_.modify(calls_.rules, modified);
-  }
-
-  /// What `modify` notes of the queries of a segment where it need not be asked: mostly a look at the
-  /// first score of those that have not seen a key yet.
-  void note_allowed(const Segment& s, Index tile) const {
-    const Index end_lane = std::min(count_, s.end_group * kGroup);
-    for (Index l = s.first_group * kGroup; l < end_lane; ++l) {
-      const Index last = std::min(s.end, static_cast<Index>(at_.end[l]));
-      for (Index j = std::max(s.begin, static_cast<Index>(at_.begin[l]));
-           at_.allowed[l] == 0 && j < last; ++j) {
-        const T score = at_.scratch.s[(j - tile) * kWide + l];
-        if (!mha::detail::is_minus_infinity(score)) at_.allowed[l] = -1;
-      }
-    }
   }
 
   /// O^T += V^T P^T of a segment. Where some lane may not attend to some key, its weight there is 0,
@@ -475,8 +464,8 @@ class QueryTile {
         const Index stop = std::min(count_, s.end_group * kGroup);
         for (Index l = lane; l < stop; ++l) {
           if (at_.allowed[l] == 0) continue;
-          const Index last = std::min(s.end, static_cast<Index>(at_.end[l]));
-          for (Index j = std::max(s.begin, static_cast<Index>(at_.begin[l])); j < last; ++j) {
+          const KeyRange own = keys_of_row(at_.begin, at_.end, l, s.begin, s.end);
+          for (Index j = own.begin; j < own.end; ++j) {
             task_.weights(first_ + l, j) = at_.scratch.s[(j - tile) * kWide + l] * factor[l];
           }
         }
