@@ -5,7 +5,7 @@
 // head. Tasks write their own rows and read nothing of each other's, so that neither their order nor
 // the number of threads changes a bit.
 // Where there are too few tasks for the threads, each is cut into its chunks of keys: the states of
-// their softmax are kept, and merged in order afterwards, as they are anyway.
+// their softmax are kept, and joined afterwards, as they are anyway.
 #pragma once
 
 #include <atomic>
@@ -128,7 +128,7 @@ struct Plan {
  private:
   /// Cuts the keys if the tasks do not go round evenly and are few.
   void cut_keys(double work, const Executor& executor, Index lanes) {
-    const Index most = (sizes.kv_len + kKeyChunk - 1) / kKeyChunk;
+    const Index most = chunks_of(sizes.kv_len);
     if (most < 2 || tasks >= 4 * executor.concurrency()) return;
     const Index wanted = workers_for(tasks * most, work, executor);
     if (wanted < 2 || tasks >= 4 * wanted || tasks % wanted == 0) return;
@@ -199,8 +199,7 @@ class PlannedCall {
       with_task(k, worker, [&](auto& task) {
         for (Index c = 0; c < plan_.chunks; ++c) {
           if (!sees(task, c * kKeyChunk)) continue;
-          task.load(state(k * plan_.chunks + c));
-          task.end_chunk();
+          task.load(c, state(k * plan_.chunks + c));
         }
         task.finish();
       });

@@ -5,7 +5,7 @@
 // so that each key and value is read once for all of them.
 //     K^T            [head_dim][key]   packed, 32 keys (16 of double) at a time
 //     S = Q K^T      [row][key]
-//     P = 2^(S - row_max)
+//     P = e^(S - row_max)
 //     O += P V       [row][channel]    V read where it lies
 // Every number is computed by the same chain of operations as in query_tile.hpp, in the same key
 // tiles and chunks: a decoded row has the bits of that row of the full run.
@@ -34,83 +34,49 @@ class FewRows {
         num_heads_(num_heads),
         num_queries_(num_queries),
         rows_(num_heads * num_queries),
-        at_(memory) {
-    row_max_ = at_.lanes;
-    row_sum_ = at_.lanes + rows_;
-    correction_ = at_.lanes + 2 * rows_;
-    total_max_ = at_.lanes + 3 * rows_;
-    total_sum_ = at_.lanes + 4 * rows_;
-    factor_ = at_.lanes + 5 * rows_;
-  }
+        at_(memory) {}
 
   void run() {
     start();
-    for (Index chunk = begin_ - begin_ % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
-      run_chunk(chunk);
-      end_chunk();
-    }
+    for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) absorb(tile);
     finish();
   }
 
   void start() {
     scale_queries();
     find_ranges();
-    for (Index r = 0; r < rows_; ++r) {
-      mha::detail::set_minus_infinity(total_max_[r]);
-      total_sum_[r] = T(0);
-    }
   }
 
   /// Keys that some row may see: [begin(), end()), empty if begin() >= end().
   Index begin() const { return begin_; }
   Index end() const { return end_; }
 
-  /// All keys of a chunk.
+  /// All keys of a chunk, into a fresh state.
   void run_chunk(Index chunk) {
-    for (Index r = 0; r < rows_; ++r) {
-      mha::detail::set_minus_infinity(row_max_[r]);
-      row_sum_[r] = T(0);
-    }
-    std::fill_n(at_.acc, rows_ * at_.wide, T(0));
+    start_chunk(chunk / kKeyChunk);
     const Index first = std::max(chunk, begin_ - begin_ % kKeyTile);
     const Index stop = std::min(end_, chunk + kKeyChunk);
-    for (Index tile = first; tile < stop; tile += kKeyTile) {
-      if (!wants(std::max(tile, begin_), std::min(tile + kKeyTile, end_))) continue;
-      weigh_scores(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
-      if (tile > first) correct();  // before, acc is 0
-      weigh(std::max(tile, begin_), std::min(tile + kKeyTile, end_));
-    }
+    for (Index tile = first; tile < stop; tile += kKeyTile) absorb(tile);
+    if (fresh_) std::fill_n(states_.now.acc, rows_ * at_.wide, T(0));
   }
 
-  /// The chunk's state, to be merged by another task of the same rows.
-  void save(const ChunkState<T>& state) const {
-    std::copy_n(at_.acc, rows_ * at_.wide, state.acc);
-    std::copy_n(row_max_, rows_, state.row_max);
-    std::copy_n(row_sum_, rows_, state.row_sum);
-    std::copy_n(at_.allowed, rows_, state.allowed);
+  /// The chunk's state, to be joined by another task of the same rows.
+  void save(const ChunkState<T>& chunk) const {
+    copy_state(states_.now, chunk.state, rows_ * at_.wide, rows_);
+    std::copy_n(at_.allowed, rows_, chunk.allowed);
   }
-  void load(const ChunkState<T>& state) {
-    std::copy_n(state.acc, rows_ * at_.wide, at_.acc);
-    std::copy_n(state.row_max, rows_, row_max_);
-    std::copy_n(state.row_sum, rows_, row_sum_);
+  void load(Index chunk, const ChunkState<T>& state) {
+    start_chunk(chunk);
+    copy_state(state.state, states_.now, rows_ * at_.wide, rows_);
     for (Index r = 0; r < rows_; ++r) at_.allowed[r] |= state.allowed[r];
-  }
-
-  /// The chunk's state into that of the chunks before it.
-  void end_chunk() {
-    if (empty_) {
-      std::swap(at_.acc, at_.total);
-      std::swap(row_max_, total_max_);
-      std::swap(row_sum_, total_sum_);
-      empty_ = false;
-    } else {
-      merge_chunk();
-    }
   }
 
   /// Writes output, lse and weights.
   void finish() {
-    if (empty_) std::fill_n(at_.total, rows_ * at_.wide, T(0));
+    if (!states_.tree.finish(states_.now, joined())) {
+      clear(states_.now);
+      std::fill_n(states_.now.acc, rows_ * at_.wide, T(0));
+    }
     write_output();
   }
 
@@ -154,31 +120,67 @@ class FewRows {
     }
   }
 
+  /// No key yet; acc is left as it is.
+  void clear(const SoftmaxState<T>& state) const {
+    for (Index r = 0; r < rows_; ++r) mha::detail::set_minus_infinity(state.row_max[r]);
+    std::fill_n(state.row_sum, rows_, T(0));
+  }
+  void start_chunk(Index chunk) {
+    states_.tree.start(chunk, states_.now, joined());
+    clear(states_.now);
+    fresh_ = true;
+  }
+  auto joined() const {
+    return [this](const SoftmaxState<T>& a, const SoftmaxState<T>& b) { join(a, b); };
+  }
+
   /// The kernels' merge works on lanes of state: here each row's state is spread over its lanes.
-  void merge_chunk() {
+  void join(const SoftmaxState<T>& a, const SoftmaxState<T>& b) const {
     constexpr Index kWide = kLanes<T>;
     alignas(kAlignment) T total_max[std::size_t{kWide}];
     alignas(kAlignment) T total_sum[std::size_t{kWide}];
     alignas(kAlignment) T part_max[std::size_t{kWide}];
     alignas(kAlignment) T part_sum[std::size_t{kWide}];
     for (Index r = 0; r < rows_; ++r) {
-      T merged_max = total_max_[r];
-      T merged_sum = total_sum_[r];
+      T joined_max = a.row_max[r];
+      T joined_sum = a.row_sum[r];
       for (Index c = 0; c == 0 || c < at_.wide; c += kWide) {
-        std::fill_n(total_max, kWide, total_max_[r]);
-        std::fill_n(total_sum, kWide, total_sum_[r]);
-        std::fill_n(part_max, kWide, row_max_[r]);
-        std::fill_n(part_sum, kWide, row_sum_[r]);
+        std::fill_n(total_max, kWide, a.row_max[r]);
+        std::fill_n(total_sum, kWide, a.row_sum[r]);
+        std::fill_n(part_max, kWide, b.row_max[r]);
+        std::fill_n(part_sum, kWide, b.row_sum[r]);
         const Index lanes = std::min(kWide, at_.wide - c);
-        kernels_.merge(at_.total + r * at_.wide + c, total_max, total_sum,
-                       at_.acc + r * at_.wide + c, part_max, part_sum, at_.wide == 0 ? 0 : 1,
-                       at_.wide == 0 ? 1 : vectors_of(lanes), calls_.unit());
-        merged_max = total_max[0];
-        merged_sum = total_sum[0];
+        kernels_.merge(a.acc + r * at_.wide + c, total_max, total_sum, b.acc + r * at_.wide + c,
+                       part_max, part_sum, at_.wide == 0 ? 0 : 1,
+                       at_.wide == 0 ? 1 : vectors_of(lanes));
+        joined_max = total_max[0];
+        joined_sum = total_sum[0];
       }
-      total_max_[r] = merged_max;
-      total_sum_[r] = merged_sum;
+      a.row_max[r] = joined_max;
+      a.row_sum[r] = joined_sum;
     }
+  }
+
+  /// Keys tile, ..., tile + kKeyTile - 1, as far as some row may see them, into the running state.
+  void absorb(Index tile) {
+    const Index from = std::max(tile, begin_);
+    const Index to = std::min(tile + kKeyTile, end_);
+    if (!wants(from, to)) return;
+    if (!states_.tree.in_chunk(tile / kKeyChunk)) start_chunk(tile / kKeyChunk);
+    weigh_scores(from, to);
+    T* const acc = states_.now.acc;
+    if (fresh_) {
+      weigh(from, to, acc);
+    } else {
+      weigh(from, to, at_.part);
+      for (Index r = 0; r < rows_; ++r) {
+        const T correction = at_.correction[r];
+        if (correction == T(1)) continue;
+        for (Index c = 0; c < at_.wide; ++c) acc[r * at_.wide + c] *= correction;
+      }
+      kernels_.add(acc, 1, rows_ * at_.wide / kernels_.vector_lanes, at_.part);
+    }
+    fresh_ = false;
   }
 
   /// Asks the rules about keys from, ..., to - 1, within one key tile. False: no row may attend to any
@@ -231,7 +233,7 @@ class FewRows {
       x.fetch[0] = x.fetch[1] = x.a;
       kernels_.product(x);
     }
-    if (calls_.natural_scores()) modify(from, keys);
+    modify(from, keys);
     for (Index r = 0; r < rows_; ++r) {
       T* const row = at_.s + r * kKeyTile;
       for (Index j = from; j < std::min(to, static_cast<Index>(at_.begin[r])); ++j) {
@@ -285,20 +287,9 @@ class FewRows {
   /// Scores of keys from, ..., to - 1, within one key tile, then their weights.
   void weigh_scores(Index from, Index to) {
     score(from, to);
-    kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
-                               calls_.unit());
+    kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, states_.now.row_max,
+                               states_.now.row_sum, at_.correction);
     if (calls_.dropout_row != nullptr) drop(from, to - from);
-  }
-
-  /// What earlier tiles left in acc, under the new maximum.
-  void correct() {
-    const Index wide = at_.wide;
-    for (Index r = 0; r < rows_; ++r) {
-      const T correction = correction_[r];
-      if (correction == T(1)) continue;
-      T* const acc = at_.acc + r * wide;
-      for (Index c = 0; c < wide; ++c) acc[c] *= correction;
-    }
   }
 
   void drop(Index from, Index keys) const {
@@ -313,8 +304,9 @@ class FewRows {
     }
   }
 
-  /// Keys from, ..., to - 1 with their weights into acc.
-  void weigh(Index from, Index to) {
+  /// part = the weights of keys from, ..., to - 1 times their values.
+  void weigh(Index from, Index to, T* part) {
+    std::fill_n(part, rows_ * at_.wide, T(0));
     if (value_.cols == 0) return;
     const MatrixView<const In> rows = value_.middle_rows(from, to - from);
     const T* values = nullptr;
@@ -336,26 +328,27 @@ class FewRows {
     }
     const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
     if (whole || kernels_.all_finite(values, stride, 1, to - from, at_.wide)) {
-      weigh_keys(values, stride, 0, to - from, 0, rows_);
+      weigh_keys(values, stride, 0, to - from, 0, rows_, part);
       return;
     }
     Index clean = 0;
     for (Index j = 0; j < to - from; ++j) {
       const T* const row = values + j * stride;
       if (kernels_.all_finite(row, stride, 1, 1, at_.wide)) continue;
-      weigh_keys(values, stride, clean, j, 0, rows_);
+      weigh_keys(values, stride, clean, j, 0, rows_, part);
       for (Index r = 0; r < rows_; ++r) {
         const bool in_range = from + j >= at_.begin[r] && from + j < at_.end[r];
         if (!in_range || (calls_.may_mask && at_.s[r * kKeyTile + j] == T(0))) continue;
-        weigh_keys(values, stride, j, j + 1, r, 1);
+        weigh_keys(values, stride, j, j + 1, r, 1, part);
       }
       clean = j + 1;
     }
-    weigh_keys(values, stride, clean, to - from, 0, rows_);
+    weigh_keys(values, stride, clean, to - from, 0, rows_, part);
   }
 
   /// Keys begin, ..., end - 1 of the tile, for `count` rows from `row` on.
-  void weigh_keys(const T* values, Index stride, Index begin, Index end, Index row, Index count) {
+  void weigh_keys(const T* values, Index stride, Index begin, Index end, Index row, Index count,
+                  T* part) {
     if (begin >= end) return;
     // Few keys at a time for all channels, so that V is read in the order in which it lies.
     constexpr Index kKeys = 16;
@@ -369,7 +362,7 @@ class FewRows {
       x.a_step = 1;
       x.b = values + j * stride;
       x.b_step = stride;
-      x.c = at_.acc + row * at_.wide;
+      x.c = part + row * at_.wide;
       x.c_row = at_.wide;
       x.accumulate = true;
       x.fetch[0] = x.fetch[1] = x.a;
@@ -380,13 +373,13 @@ class FewRows {
   void write_output() {
     for (Index r = 0; r < rows_; ++r) {
       const Head<In, Out, T>& head = head_of(r);
-      RowEnd<T> end{calls_.natural_scores(), false, T(0)};
+      RowEnd<T> end{false, T(0)};
       end.has_sink = calls_.sink(calls_.rules, head.h, end.sink);
       const Index i = query_of(r);
       T* const lse = head.task.lse.data == nullptr ? nullptr : &head.task.lse(i, 0);
-      factor_[r] = end(at_.allowed[r] != 0, total_max_[r], total_sum_[r], lse);
-      const T factor = factor_[r] * calls_.dropout_scale;
-      const T* const total = at_.total + r * at_.wide;
+      at_.factor[r] = end(at_.allowed[r] != 0, states_.now.row_max[r], states_.now.row_sum[r], lse);
+      const T factor = at_.factor[r] * calls_.dropout_scale;
+      const T* const total = states_.now.acc + r * at_.wide;
       const MatrixView<Out> output = head.task.output.middle_rows(i, 1);
       const Index cols = value_.cols;
       for (Index c = 0; c < cols; ++c) {
@@ -407,14 +400,13 @@ class FewRows {
       const Index to = std::min(tile + kKeyTile, end_);
       if (!wants(from, to)) continue;
       score(from, to);
-      std::copy_n(total_max_, rows_, row_max_);
-      kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, row_max_, row_sum_, correction_,
-                                 calls_.unit());
+      kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, states_.now.row_max,
+                                 states_.now.row_sum, at_.correction);
       for (Index r = 0; r < rows_; ++r) {
         if (at_.allowed[r] == 0) continue;
         const KeyRange own = keys_of_row(at_.begin, at_.end, r, from, to);
         for (Index j = own.begin; j < own.end; ++j) {
-          head_of(r).task.weights(query_of(r), j) = at_.s[r * kKeyTile + j - from] * factor_[r];
+          head_of(r).task.weights(query_of(r), j) = at_.s[r * kKeyTile + j - from] * at_.factor[r];
         }
       }
     }
@@ -429,11 +421,11 @@ class FewRows {
   const Index num_queries_;
   const Index rows_;
   FewRowsMemory<T> at_;
-  T *row_max_, *row_sum_, *correction_, *total_max_, *total_sum_, *factor_;
+  SoftmaxStates<T>& states_ = at_.states;
   std::array<bool, std::size_t{kFewRows}> all_allowed_{};  ///< of the key tile at hand, by heads
-  bool empty_ = true;                                      ///< total holds nothing yet
-  Index begin_ = 0, end_ = 0;                              ///< keys that some row may see
-  Index all_begin_ = 0, all_end_ = 0;                      ///< keys that every row may see
+  bool fresh_ = true;                  ///< no key of the chunk yet: acc holds nothing
+  Index begin_ = 0, end_ = 0;          ///< keys that some row may see
+  Index all_begin_ = 0, all_end_ = 0;  ///< keys that every row may see
 };
 
 }  // namespace mha::kernels

@@ -68,7 +68,7 @@ struct GradientMemory {
   T* query_rows = nullptr;        ///< [query][wide_head]
   T* grad_output_rows = nullptr;  ///< [query][wide_value]
   T* grad_query = nullptr;        ///< panel [head_dim]
-  T* lse = nullptr;               ///< lanes, in the scores' unit
+  T* lse = nullptr;               ///< lanes
   T* delta = nullptr;             ///< lanes
   T* grad_key = nullptr;          ///< [key][wide_head]
   T* grad_value = nullptr;        ///< [key][wide_value]
@@ -137,7 +137,6 @@ class GradientTile : public QueryTile<In, In, T> {
   using Tile::head_;
   using Tile::kernels_;
   using Tile::task_;
-  using Tile::unit_;
 
   /// dO and O as panels, delta, and rows of Q and dO. Queries without a key count as 0: what stands
   /// there is nobody's business.
@@ -152,7 +151,7 @@ class GradientTile : public QueryTile<In, In, T> {
       const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
       const bool dead =
           mha::detail::is_minus_infinity(lse) || (at_.allowed[l] == 0 && !calls_.may_mask);
-      to_.lse[l] = calls_.natural_scores() ? lse : T(lse * kLog2E<T>);
+      to_.lse[l] = lse;
       if (!dead || l >= count_) continue;
       std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
       std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
@@ -201,7 +200,7 @@ class GradientTile : public QueryTile<In, In, T> {
       kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
                         s.begin);
     }
-    kernels_.weights(p, keys, vectors, to_.lse + lane, unit_);
+    kernels_.weights(p, keys, vectors, to_.lse + lane);
 
     // dP^T, dS^T
     Product<T> x = product_of(keys, vectors, value.cols);

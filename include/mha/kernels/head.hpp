@@ -66,14 +66,13 @@ void note_allowed(int_of<T>& allowed, const T* scores, Index step, Index first,
 /// What ends a row: the factor of its weights and output, and its lse.
 template <class T>
 struct RowEnd {
-  bool natural;   ///< row_max is in units of scores, not of exponents of 2
   bool has_sink;  ///< a logit without a value
   T sink;
 
   /// The factor: 1 / row_sum, with the sink's share in the sum; 0 for a row that may attend to
   /// nothing.
   T operator()(bool seen, T row_max, T row_sum, T* lse) const {
-    T top = natural ? row_max : T(row_max * kLn2<T>);
+    T top = row_max;
     T shrink(1);
     if (has_sink && seen) {
       if (top < sink) {

@@ -41,37 +41,25 @@ class QueryBlock {
       begin = std::min(begin, tile.begin());
       end_ = std::max(end_, tile.end());
     }
-    for (Index chunk = begin - begin % kKeyChunk; chunk < end_; chunk += kKeyChunk) {
-      const auto takes_part = [&](Index t, Index from, Index length) {
-        return tiles[t].begin() < from + length && tiles[t].end() > from;
-      };
+    for (Index j = begin - begin % kKeyTile; j < end_; j += kKeyTile) {
+      std::array<bool, std::size_t{kMostTiles}> wants{};
+      bool any_wants = false;
       for (Index t = 0; t < num_tiles; ++t) {
-        if (takes_part(t, chunk, kKeyChunk)) tiles[t].start_chunk();
+        bool& own = wants[static_cast<std::size_t>(t)];
+        own = tiles[t].begin() < j + kKeyTile && tiles[t].end() > j && tiles[t].wants(j);
+        any_wants = any_wants || own;
       }
-      const Index stop = std::min(end_, chunk + kKeyChunk);
-      for (Index j = std::max(chunk, begin - begin % kKeyTile); j < stop; j += kKeyTile) {
-        std::array<bool, std::size_t{kMostTiles}> wants{};
-        bool any_wants = false;
-        for (Index t = 0; t < num_tiles; ++t) {
-          bool& own = wants[static_cast<std::size_t>(t)];
-          own = takes_part(t, j, kKeyTile) && tiles[t].wants(j);
-          any_wants = any_wants || own;
-        }
-        if (!any_wants) continue;
-        const Index from = std::max(j, begin);
-        const Index to = std::min(j + kKeyTile, end_);
-        const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
-        const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
-        Index turn = 0;
-        for (Index t = 0; t < num_tiles; ++t) {
-          if (!wants[static_cast<std::size_t>(t)]) continue;
-          const bool last = j + kKeyTile >= tiles[t].end();
-          tiles[t].absorb(j, from, key, value, next_keys(j, turn++),
-                          last ? next_queries(t * tile_width) : Upcoming<T>());
-        }
-      }
+      if (!any_wants) continue;
+      const Index from = std::max(j, begin);
+      const Index to = std::min(j + kKeyTile, end_);
+      const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
+      const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
+      Index turn = 0;
       for (Index t = 0; t < num_tiles; ++t) {
-        if (takes_part(t, chunk, kKeyChunk)) tiles[t].end_chunk();
+        if (!wants[static_cast<std::size_t>(t)]) continue;
+        const bool last = j + kKeyTile >= tiles[t].end();
+        tiles[t].absorb(j, from, key, value, next_keys(j, turn++),
+                        last ? next_queries(t * tile_width) : Upcoming<T>());
       }
     }
     for (Index t = 0; t < num_tiles; ++t) tiles[t].finish();

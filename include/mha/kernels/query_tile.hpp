@@ -5,11 +5,12 @@
 // number broadcast at a time, and no sum or maximum ever runs across lanes.
 //     Q^T               [head_dim][query]   packed once per tile, scaled
 //     S^T = K Q^T       [key][query]        128 keys at a time
-//     P^T = 2^(S^T - row_max)               softmax.hpp, column by column
+//     P^T = e^(S^T - row_max)               tile_softmax.hpp, column by column
 //     O^T += V^T P^T    [channel][query]
-// Chunks of 1024 keys start from an empty state; the states are merged in order. Key tiles and
-// chunks begin at multiples of their size, counted from the sequence's first key, so that a query's
-// arithmetic depends on nothing but its own keys: its bits are the same in any company.
+// Sums over the keys of a tile begin at 0 and are then added. Chunks of 1024 keys start from an empty
+// state; the states are joined by a tree (chunk_tree.hpp). Key tiles and chunks begin at multiples of their
+// size, counted from the sequence's first key, so that a query's arithmetic depends on nothing but its
+// own keys: its bits are the same in any company.
 // Causal and other key ranges: groups of 16 lanes (8 doubles) take part only in the keys that one of
 // them may see, and only where some lane may not is anything compared.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1.
@@ -38,12 +39,7 @@ class QueryTile {
   static constexpr Index kGroup = kWide / Segments::kGroups;  ///< lanes that take part together
 
   QueryTile(const Head<In, Out, T>& head, const QueryTileMemory<T>& memory)
-      : head_(head),
-        kernels_(head.kernels),
-        calls_(head.calls),
-        task_(head.task),
-        unit_(head.calls.unit()),
-        at_(memory) {}
+      : head_(head), kernels_(head.kernels), calls_(head.calls), task_(head.task), at_(memory) {}
 
   /// Queries first, ..., first + count - 1; 0 < count <= kWide.
   void start(Index first, Index count) {
@@ -53,8 +49,6 @@ class QueryTile {
     pack_queries();
     find_ranges();
     if (calls_.dropout_row != nullptr) start_dropout();
-    fill_minus_infinity(at_.total_max);
-    std::fill_n(at_.total_sum, groups_ * kGroup, T(0));
   }
 
   /// Keys that some query may see: [begin(), end()), empty if begin() >= end().
@@ -73,18 +67,13 @@ class QueryTile {
     return mask != TileMask::none;
   }
 
-  void start_chunk() {
-    fill_minus_infinity(at_.row_max);
-    std::fill_n(at_.row_sum, groups_ * kGroup, T(0));
-    fresh_ = true;
-  }
-
   /// Keys max(begin(), tile), ..., min(end(), tile + kKeyTile) - 1 into the running state.
   /// @param key, value  rows from, from + 1, ... of K and V
   /// @param next_keys, next_queries  what is used soon
   void absorb(Index tile, Index from, const MatrixView<const T>& key,
               const MatrixView<const T>& value, const Upcoming<T>& next_keys,
               const Upcoming<T>& next_queries) {
+    if (!states_.tree.in_chunk(tile / kKeyChunk)) start_chunk(tile / kKeyChunk);
     next_keys_ = next_keys;
     next_queries_ = next_queries;
     segments_.cut(std::max(tile, begin_), std::min(tile + kKeyTile, end_), groups_);
@@ -92,32 +81,35 @@ class QueryTile {
     fill_minus_infinity(at_.tile_max);
     for (const Segment& s : segments_) {
       score(s, key, from, tile);
-      if (s.whole && !calls_.natural_scores()) continue;  // the product has found the maxima
+      if (product_finds_maxima(s)) continue;
       const Index lane = s.first_group * kGroup;
       kernels_.fold_max(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
                         vectors_of(s.end_group - s.first_group), at_.tile_max + lane,
                         s.whole ? nullptr : at_.begin + lane, at_.end + lane, s.begin);
     }
-    if (kernels_.raise(at_.tile_max, at_.row_max, at_.correction, vectors, unit_) && !fresh_) {
-      kernels_.rescale(at_.row_sum, 1, vectors, at_.correction);
-      kernels_.rescale(at_.acc, task_.value.cols, vectors, at_.correction);
+    SoftmaxState<T>& state = states_.now;
+    if (kernels_.raise(at_.tile_max, state.row_max, at_.correction, vectors) && !fresh_) {
+      kernels_.rescale(state.row_sum, 1, vectors, at_.correction);
+      kernels_.rescale(state.acc, task_.value.cols, vectors, at_.correction);
     }
+    T* const tile_sum = fresh_ ? state.row_sum : at_.tile_sum;
+    if (!fresh_) std::fill_n(tile_sum, groups_ * kGroup, T(0));
     for (const Segment& s : segments_) {
       const Index lane = s.first_group * kGroup;
-      kernels_.exponentiate(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
-                            vectors_of(s.end_group - s.first_group), at_.row_max + lane,
-                            at_.row_sum + lane, unit_);
+      T* const scores = at_.scratch.s + (s.begin - tile) * kWide + lane;
+      const Index part = vectors_of(s.end_group - s.first_group);
+      kernels_.exponentiate(scores, s.end - s.begin, part, state.row_max + lane, tile_sum + lane);
       if (calls_.dropout_row != nullptr) {
-        kernels_.drop(at_.scratch.s + (s.begin - tile) * kWide + lane, s.end - s.begin,
-                      vectors_of(s.end_group - s.first_group), dropout_of(s));
+        kernels_.drop(scores, s.end - s.begin, part, dropout_of(s));
       }
-      weigh(s, value, from, tile);
     }
+    if (!fresh_) kernels_.add(state.row_sum, 1, vectors, tile_sum);
+    weigh_tile(value, from, tile);
   }
 
-  /// All keys of a chunk.
+  /// All keys of a chunk, into a fresh state.
   void run_chunk(Index chunk) {
-    start_chunk();
+    start_chunk(chunk / kKeyChunk);
     const Index stop = std::min(end_, chunk + kKeyChunk);
     for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
       if (!wants(tile)) continue;
@@ -126,44 +118,25 @@ class QueryTile {
       absorb(tile, from, rows_of(task_.key, at_.scratch.key, from, to),
              rows_of(task_.value, at_.scratch.value, from, to), {}, {});
     }
-    if (fresh_) zero_acc();
+    if (fresh_) zero_lanes(states_.now.acc, task_.value.cols, 0, groups_);
   }
 
-  /// The chunk's state, to be merged by another task of the same queries.
-  void save(const ChunkState<T>& state) const {
-    std::copy_n(at_.acc, task_.value.cols * kWide, state.acc);
-    std::copy_n(at_.row_max, kWide, state.row_max);
-    std::copy_n(at_.row_sum, kWide, state.row_sum);
-    std::copy_n(at_.allowed, kWide, state.allowed);
+  /// The chunk's state, to be joined by another task of the same queries.
+  void save(const ChunkState<T>& chunk) const {
+    copy_state(states_.now, chunk.state, task_.value.cols * kWide, kWide);
+    std::copy_n(at_.allowed, kWide, chunk.allowed);
   }
-  void load(const ChunkState<T>& state) {
-    std::copy_n(state.acc, task_.value.cols * kWide, at_.acc);
-    std::copy_n(state.row_max, kWide, at_.row_max);
-    std::copy_n(state.row_sum, kWide, at_.row_sum);
+  void load(Index chunk, const ChunkState<T>& state) {
+    start_chunk(chunk);
+    copy_state(state.state, states_.now, task_.value.cols * kWide, kWide);
     for (Index l = 0; l < groups_ * kGroup; ++l) at_.allowed[l] |= state.allowed[l];
-    fresh_ = false;
-  }
-
-  /// The chunk's state into that of the chunks before it.
-  void end_chunk() {
-    if (fresh_) zero_acc();
-    if (empty_) {  // merging with an empty state changes nothing
-      std::swap(at_.acc, at_.total);
-      std::swap(at_.row_max, at_.total_max);
-      std::swap(at_.row_sum, at_.total_sum);
-      empty_ = false;
-    } else {
-      kernels_.merge(at_.total, at_.total_max, at_.total_sum, at_.acc, at_.row_max, at_.row_sum,
-                     task_.value.cols, vectors_of(groups_), unit_);
-    }
   }
 
   /// Writes output, lse and weights.
   void finish() {
-    if (empty_) {
-      std::swap(at_.acc, at_.total);
-      zero_acc();
-      std::swap(at_.acc, at_.total);
+    if (!states_.tree.finish(states_.now, joined())) {
+      clear(states_.now);
+      zero_lanes(states_.now.acc, task_.value.cols, 0, groups_);
     }
     write_output();
   }
@@ -251,11 +224,33 @@ class QueryTile {
     }
   }
 
-  void zero_acc() {
-    for (Index c = 0; c < task_.value.cols; ++c) {
-      std::fill_n(at_.acc + c * kWide, groups_ * kGroup, T(0));
+  void zero_lanes(T* panel, Index rows, Index first_group, Index end_group) const {
+    for (Index r = 0; r < rows; ++r) {
+      std::fill_n(panel + r * kWide + first_group * kGroup, (end_group - first_group) * kGroup,
+                  T(0));
     }
-    fresh_ = false;
+  }
+
+  /// No key yet; acc is left as it is.
+  void clear(const SoftmaxState<T>& state) const {
+    fill_minus_infinity(state.row_max);
+    std::fill_n(state.row_sum, groups_ * kGroup, T(0));
+  }
+  auto joined() const {
+    return [this](const SoftmaxState<T>& a, const SoftmaxState<T>& b) {
+      kernels_.merge(a.acc, a.row_max, a.row_sum, b.acc, b.row_max, b.row_sum, task_.value.cols,
+                     vectors_of(groups_));
+    };
+  }
+  void start_chunk(Index chunk) {
+    states_.tree.start(chunk, states_.now, joined());
+    clear(states_.now);
+    fresh_ = true;
+  }
+
+  /// Of a segment's scores, since nothing happens to them after it.
+  bool product_finds_maxima(const Segment& s) const {
+    return s.whole && !calls_.changes_products() && (calls_.modify == nullptr || all_allowed_);
   }
 
   /// S^T of a segment, scaled, softcapped, modified and masked element by element.
@@ -276,9 +271,8 @@ class QueryTile {
     x.c_row = kWide;
     x.fetch[0] = x.fetch[1] = x.a;
     fetch(x, next_queries_);
-    if (s.whole && !calls_.natural_scores()) x.column_max = at_.tile_max + lane;
+    if (product_finds_maxima(s)) x.column_max = at_.tile_max + lane;
     kernels_.product(x);
-    if (!calls_.natural_scores()) return;
     if (calls_.scales_scores()) {
       std::array<T, std::size_t{kWide}> scale;
       scale.fill(calls_.scale);
@@ -317,35 +311,60 @@ class QueryTile {
     calls_.modify(calls_.rules, modified);
   }
 
-  /// O^T += V^T P^T of a segment. Where some lane may not attend to some key, its weight there is 0,
-  /// but 0 * inf is NaN: keys with such values are taken by themselves, for the lanes that may.
-  void weigh(const Segment& s, const MatrixView<const T>& value, Index from, Index tile) {
-    if (value.cols == 0) {  // the sums are there all the same, to be rescaled
-      fresh_ = false;
+  /// O^T += V^T P^T of a tile: one product for all lanes with the same keys. Where some keys must be taken by
+  /// themselves, the tile's part is put together first.
+  void weigh_tile(const MatrixView<const T>& value, Index from, Index tile) {
+    const bool first = fresh_;
+    fresh_ = false;
+    if (value.cols == 0) return;
+    SoftmaxState<T>& state = states_.now;
+    bool clean = true;
+    for (const Segment& s : segments_) clean = clean && is_clean(s, value, from);
+    if (!clean) {
+      T* const part = first ? state.acc : at_.scratch.part;
+      zero_lanes(part, value.cols, 0, groups_);
+      for (const Segment& s : segments_) weigh_in_pieces(s, value, from, tile, part);
+      if (!first) kernels_.add(state.acc, value.cols, vectors_of(groups_), part);
       return;
     }
-    if (fresh_ && (s.first_group > 0 || s.end_group < groups_)) zero_acc();
+    for (const Segment& s : segments_.by_groups(groups_)) {
+      if (s.begin < s.end) {
+        weigh_keys(s, value, s.begin, s.end, from, tile, state.acc,
+                   first ? Sum::from_zero : Sum::added);
+      } else if (first) {
+        zero_lanes(state.acc, value.cols, s.first_group, s.end_group);
+      }
+    }
+  }
+
+  /// Whether no weight 0 of a lane that may not attend meets an infinity: 0 * inf is NaN.
+  bool is_clean(const Segment& s, const MatrixView<const T>& value, Index from) const {
     const bool all_lanes_see = s.whole && !calls_.may_mask;
-    const T* const rows = value.data + (s.begin - from) * value.row_stride;
-    if (all_lanes_see || kernels_.all_finite(rows, value.row_stride, value.col_stride,
-                                             s.end - s.begin, value.cols)) {
-      weigh_keys(s, value, s.begin, s.end, from, tile);
-      return;
-    }
+    return all_lanes_see ||
+           kernels_.all_finite(value.data + (s.begin - from) * value.row_stride, value.row_stride,
+                               value.col_stride, s.end - s.begin, value.cols);
+  }
+
+  /// A segment's share of `part`. Keys whose value has an infinity or NaN are taken by themselves, for the
+  /// lanes that may attend to them.
+  void weigh_in_pieces(const Segment& s, const MatrixView<const T>& value, Index from, Index tile,
+                       T* part) {
     Index clean = s.begin;
     for (Index j = s.begin; j < s.end; ++j) {
       const T* const row = value.data + (j - from) * value.row_stride;
       if (kernels_.all_finite(row, value.row_stride, value.col_stride, 1, value.cols)) continue;
-      weigh_keys(s, value, clean, j, from, tile);
-      if (fresh_) zero_acc();
-      weigh_special(s, row, value.col_stride, j, tile);
+      weigh_keys(s, value, clean, j, from, tile, part, Sum::continued);
+      weigh_special(s, row, value.col_stride, j, tile, part);
       clean = j + 1;
     }
-    weigh_keys(s, value, clean, s.end, from, tile);
+    weigh_keys(s, value, clean, s.end, from, tile, part, Sum::continued);
   }
 
+  /// How a product's sums begin and where they go: see Product.
+  enum class Sum { from_zero, continued, added };
+
   void weigh_keys(const Segment& s, const MatrixView<const T>& value, Index begin, Index end,
-                  Index from, Index tile) {
+                  Index from, Index tile, T* acc, Sum sum) {
     if (begin >= end) return;
     const Index lane = s.first_group * kGroup;
     Product<T> x;
@@ -357,12 +376,12 @@ class QueryTile {
     x.a_step = value.row_stride;
     x.b = at_.scratch.s + (begin - tile) * kWide + lane;
     x.b_step = kWide;
-    x.c = at_.acc + lane;
+    x.c = acc + lane;
     x.c_row = kWide;
-    x.accumulate = !fresh_;
+    x.accumulate = sum == Sum::continued;
+    x.add = sum == Sum::added;
     fetch(x, next_keys_);
     kernels_.product(x);
-    fresh_ = false;
   }
 
   /// While a product runs, brings closer what comes next: two ranges of rows, a line of each in turn.
@@ -384,7 +403,8 @@ class QueryTile {
   /// One key whose value has an infinity or NaN. Its finite channels go the way of any other key's,
   /// so that their bits do not depend on what happens here; the others are for the lanes that may
   /// attend.
-  void weigh_special(const Segment& s, const T* value, Index col_stride, Index j, Index tile) {
+  void weigh_special(const Segment& s, const T* value, Index col_stride, Index j, Index tile,
+                     T* part) {
     const T* const weights = at_.scratch.s + (j - tile) * kWide;
     const Index lane = s.first_group * kGroup;
     Product<T> x;
@@ -398,7 +418,7 @@ class QueryTile {
     x.fetch[0] = x.fetch[1] = value;
     for (Index c = 0; c < task_.value.cols; ++c) {
       x.a = value + c * col_stride;
-      x.c = at_.acc + c * kWide + lane;
+      x.c = part + c * kWide + lane;
       x.rows = 0;
       for (; c < task_.value.cols && mha::detail::is_finite(value[c * col_stride]); ++c) ++x.rows;
       kernels_.product(x);
@@ -406,29 +426,30 @@ class QueryTile {
       for (Index l = lane; l < s.end_group * kGroup; ++l) {
         const bool in_range = j >= at_.begin[l] && j < at_.end[l];
         if (!in_range || (calls_.may_mask && weights[l] == T(0))) continue;
-        at_.acc[c * kWide + l] += weights[l] * value[c * col_stride];
+        part[c * kWide + l] += weights[l] * value[c * col_stride];
       }
     }
   }
 
   void write_output() {
-    RowEnd<T> end{calls_.natural_scores(), false, T(0)};
+    RowEnd<T> end{false, T(0)};
+    const SoftmaxState<T>& state = states_.now;
     end.has_sink = calls_.sink(calls_.rules, head_.h, end.sink);
     T* const factor = at_.correction;
     const bool sums_only = !end.has_sink && task_.lse.data == nullptr;
-    if (sums_only) kernels_.invert(at_.total_sum, at_.allowed, factor, vectors_of(groups_));
+    if (sums_only) kernels_.invert(state.row_sum, at_.allowed, factor, vectors_of(groups_));
     for (Index l = sums_only ? count_ : 0; l < count_; ++l) {
       T* const lse = task_.lse.data == nullptr ? nullptr : &task_.lse(first_ + l, 0);
-      factor[l] = end(at_.allowed[l] != 0, at_.total_max[l], at_.total_sum[l], lse);
+      factor[l] = end(at_.allowed[l] != 0, state.row_max[l], state.row_sum[l], lse);
     }
     T* const output_factor = at_.tile_max;
     for (Index l = 0; l < count_; ++l) output_factor[l] = factor[l] * calls_.dropout_scale;
     const MatrixView<Out> rows = task_.output.middle_rows(first_, count_);
     if constexpr (std::is_same_v<Out, T>) {
-      kernels_.unpack(at_.total, kWide, output_factor, nullptr, rows.data, rows.row_stride,
+      kernels_.unpack(state.acc, kWide, output_factor, nullptr, rows.data, rows.row_stride,
                       rows.col_stride, count_, rows.cols);
     } else {
-      kernels_.unpack(at_.total, kWide, output_factor, nullptr, at_.scratch.output, rows.cols, 1,
+      kernels_.unpack(state.acc, kWide, output_factor, nullptr, at_.scratch.output, rows.cols, 1,
                       count_, rows.cols);
       for (Index r = 0; r < count_; ++r) {
         for (Index c = 0; c < rows.cols; ++c) {
@@ -459,8 +480,8 @@ class QueryTile {
         // Masks; the maxima and sums that come with it are not needed again.
         kernels_.fold_max(scores, s.end - s.begin, vectors, at_.tile_max + lane,
                           s.whole ? nullptr : at_.begin + lane, at_.end + lane, s.begin);
-        kernels_.exponentiate(scores, s.end - s.begin, vectors, at_.total_max + lane,
-                              at_.tile_max + lane, unit_);
+        kernels_.exponentiate(scores, s.end - s.begin, vectors, states_.now.row_max + lane,
+                              at_.tile_max + lane);
         const Index stop = std::min(count_, s.end_group * kGroup);
         for (Index l = lane; l < stop; ++l) {
           if (at_.allowed[l] == 0) continue;
@@ -481,13 +502,12 @@ class QueryTile {
   const HeadTask<In, Out, T>& task_;
   Upcoming<T> next_keys_;
   Upcoming<T> next_queries_;
-  const T unit_;
   QueryTileMemory<T> at_;
+  SoftmaxStates<T>& states_ = at_.states;
   T* capped_ = nullptr;  ///< where the scores are kept that modifiers see, if they are wanted
   Index first_ = 0, count_ = 0, groups_ = 0;
   Index begin_ = 0, end_ = 0;
-  bool fresh_ = true;         ///< acc holds nothing yet
-  bool empty_ = true;         ///< total holds nothing yet
+  bool fresh_ = true;         ///< no key of the chunk yet: acc holds nothing
   bool all_allowed_ = false;  ///< of the key tile at hand: element-wise masks allow every pair
   Segments segments_;
 };

@@ -11,12 +11,6 @@
 
 namespace mha::kernels {
 
-/// log2(e), ln(2).
-template <class T>
-inline constexpr T kLog2E = static_cast<T>(1.44269504088896340736L);
-template <class T>
-inline constexpr T kLn2 = static_cast<T>(0.69314718055994530942L);
-
 template <class T>
 struct RuleCalls {
   const void* rules = nullptr;
@@ -44,13 +38,9 @@ struct RuleCalls {
   /// A scale of at most 1 is a factor of Q. A larger one is a factor of the scores, after the
   /// product: times it a query might overflow although its scores do not.
   bool scales_scores() const { return scale > T(1) || scale < T(-1); }
-  /// Scores come out of the product times log2(e), unless somebody must see them as they are.
-  bool natural_scores() const { return modify != nullptr || softcap > T(0) || scales_scores(); }
-  T query_factor() const {
-    if (scales_scores()) return T(1);
-    return natural_scores() ? scale : T(scale * kLog2E<T>);
-  }
-  T unit() const { return natural_scores() ? kLog2E<T> : T(1); }
+  T query_factor() const { return scales_scores() ? T(1) : scale; }
+  /// Something happens to scores after the product, beside masks.
+  bool changes_products() const { return changes_scores || softcap > T(0) || scales_scores(); }
 };
 
 namespace detail {

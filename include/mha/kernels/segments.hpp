@@ -93,6 +93,41 @@ class Segments {
     }
   }
 
+  /// The last cut the other way round: for neighbouring groups, all keys that they take part in. They lie
+  /// side by side; none if begin >= end. `whole` says nothing here.
+  class ByGroups {
+   public:
+    const Segment* begin() const { return runs_.data(); }
+    const Segment* end() const { return runs_.data() + count_; }
+
+   private:
+    friend class Segments;
+    std::array<Segment, std::size_t{kGroups}> runs_;
+    std::size_t count_ = 0;
+  };
+  ByGroups by_groups(Index groups) const {
+    ByGroups result;
+    if (count_ == 1 && segments_[0].first_group == 0 && segments_[0].end_group == groups) {
+      result.runs_[result.count_++] = segments_[0];
+      return result;
+    }
+    for (Index g = 0; g < groups; g += 2) {
+      Segment run{0, 0, g, std::min(g + 2, groups), false};
+      for (const Segment& s : *this) {
+        if (s.first_group > g || s.end_group <= g) continue;
+        if (run.begin >= run.end) run.begin = s.begin;
+        run.end = s.end;
+      }
+      Segment* const last = result.count_ == 0 ? nullptr : &result.runs_[result.count_ - 1];
+      if (last != nullptr && last->begin == run.begin && last->end == run.end) {
+        last->end_group = run.end_group;
+      } else {
+        result.runs_[result.count_++] = run;
+      }
+    }
+    return result;
+  }
+
  private:
   std::array<Group, std::size_t{kGroups}> groups_;
   std::array<Segment, std::size_t{4 * kGroups + 1}> segments_;

@@ -47,9 +47,10 @@ struct ModifyTile {
   bool all_allowed = false;  ///< element-wise masks allow every pair of the ranges: not to be asked
 };
 
-/// C[rows x lanes] = A[rows x depth] B[depth x lanes], or C += A B, or start + A B. Entry (r, k) of A is at
+/// C[rows x lanes] = A[rows x depth] B[depth x lanes], or start + A B, or C + A B: each entry of C is one
+/// chain of multiply-adds over the depth, in order, that begins with 0, with start, or with C (`accumulate`). With
+/// `add` the chain begins with 0 and is added to C as a whole. Entry (r, k) of A is at
 /// a[r * a_row + k * a_step]; rows of B and C are `vectors` vectors long, b_step and c_row apart.
-/// Each entry of C is one chain of multiply-adds over k, in order.
 template <class T>
 struct Product {
   Index rows = 0;
@@ -63,6 +64,7 @@ struct Product {
   T* c = nullptr;
   Index c_row = 0;
   bool accumulate = false;
+  bool add = false;
   const T* start = nullptr;  ///< unless accumulating: what every row of C starts from; null: 0
   /// If given: column_max[l] = max(column_max[l], entries of C's column l).
   T* column_max = nullptr;
@@ -83,8 +85,7 @@ struct DropoutLanes {
   Index first_key = 0;          ///< of the panel's first row
 };
 
-/// The functions of one instruction set. `unit` is what scores are multiplied by to be exponents of
-/// 2: 1 where Q was scaled by log2(e) already, log2(e) where they are natural. A "panel" is a matrix whose row takes kLanes<T> entries,
+/// The functions of one instruction set. A "panel" is a matrix whose row takes kLanes<T> entries,
 /// 64-byte aligned; `vectors` counts the vectors of a row that are in use, from the first.
 template <class T>
 struct Kernels {
@@ -112,16 +113,16 @@ struct Kernels {
 
   /// row_max[l] rises to tile_max[l] where it is left far behind, and correction[l] is what this
   /// shrinks earlier results by; returns whether any rose.
-  bool (*raise)(const T* tile_max, T* row_max, T* correction, Index vectors, T unit);
+  bool (*raise)(const T* tile_max, T* row_max, T* correction, Index vectors);
 
-  /// s[j][l] = 2^((s[j][l] - row_max[l]) * unit), and row_sum[l] += each of them, in order.
-  void (*exponentiate)(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit);
+  /// s[j][l] = e^(s[j][l] - row_max[l]), and tile_sum[l] += each of them, in order.
+  void (*exponentiate)(T* s, Index keys, Index vectors, const T* row_max, T* tile_sum);
 
   /// The same where a row of s, s_row long, holds the keys of one query: `keys` of them, and -inf
   /// in the rest of the last vector. Their maxima are folded into row_max first; *correction is what
-  /// this shrinks each row's earlier results by (row_sum is corrected already).
+  /// this shrinks each row's earlier results by. row_sum is corrected, and the tile's own sum added.
   void (*exponentiate_rows)(T* s, Index s_row, Index rows, Index keys, T* row_max, T* row_sum,
-                            T* correction, T unit);
+                            T* correction);
 
   /// inverse[l] = 1 / x[l], or 0 where used[l] is 0.
   void (*invert)(const T* x, const int_of<T>* used, T* inverse, Index vectors);
@@ -129,9 +130,12 @@ struct Kernels {
   /// x[r][l] *= factor[l].
   void (*rescale)(T* x, Index rows, Index vectors, const T* factor);
 
+  /// x[r][l] += part[r][l].
+  void (*add)(T* x, Index rows, Index vectors, const T* part);
+
   /// total += part, two states of the running softmax: maxima, sums and accumulators.
   void (*merge)(T* total, T* total_max, T* total_sum, const T* part, const T* part_max,
-                const T* part_sum, Index rows, Index vectors, T unit);
+                const T* part_sum, Index rows, Index vectors);
 
   /// Is every entry of x finite?
   bool (*all_finite)(const T* x, Index row_stride, Index col_stride, Index rows, Index cols);
@@ -139,9 +143,9 @@ struct Kernels {
   /// s = cap * tanh(s / cap) over rows of a panel.
   void (*softcap)(T* s, Index rows, Index row_stride, Index vectors, T cap);
 
-  /// s[j][l] = 2^((s[j][l] - lse[l]) * unit): weights once more. Not below 2^-1074 for double, 2^-64 for
+  /// s[j][l] = e^(s[j][l] - lse[l]): weights once more. Not below 2^-1074 for double, 2^-63.5 for
   /// float.
-  void (*weights)(T* s, Index keys, Index vectors, const T* lse, T unit);
+  void (*weights)(T* s, Index keys, Index vectors, const T* lse);
 
   /// s[j][l] = 0 where the weight is dropped.
   void (*drop)(T* s, Index keys, Index vectors, const DropoutLanes<T>& dropout);

@@ -10,13 +10,13 @@ namespace mha::kernels::MHA_TARGET {
 
 /// Kernels::weights.
 template <class T>
-void weights(T* s, Index keys, Index vectors, const T* lse, T unit) {
+void weights(T* s, Index keys, Index vectors, const T* lse) {
   constexpr Index kCount = Simd<T>::kCount;
   for (Index w = 0; w < vectors; ++w) {
     const Vec<T> shift = finite_or_zero<T>(load(lse + w * kCount));
     T* column = s + w * kCount;
     for (Index j = 0; j < keys; ++j, column += kLanes<T>) {
-      store(column, exp2_far<T>((load(column) - shift) * all(unit)));
+      store(column, exp_far<T>(load(column) - shift));
     }
   }
 }

@@ -90,6 +90,16 @@ void product_strips(Index strips, Product<T>& x) {
         store(x.column_max + w * kCount, most);
       }
     }
+    if (x.add) {
+      MHA_UNROLL for (int r = 0; r < R; ++r) {
+        MHA_UNROLL for (int w = 0; w < W; ++w) {
+          store(c + w * kCount, load(c + w * kCount) + sum[r][w]);
+        }
+        c += c_row;
+        MHA_MOVING_POINTER(c);
+      }
+      continue;
+    }
     MHA_UNROLL for (int r = 0; r < R; ++r) {
       MHA_UNROLL for (int w = 0; w < W; ++w) store(c + w * kCount, sum[r][w]);
       c += c_row;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// The running softmax of a tile of scores, in base 2:
-//     P = 2^((S - row_max) unit),   row_sum = sum of P
-// where row_max is the maximum so far, or little less: see risen(). Scores come multiplied by log2(e)
-// (unit 1), or natural if a score modifier saw them (unit log2(e)).
+// The running softmax of a tile of scores:
+//     P = e^(S - row_max),   row_sum = sum of P
+// where row_max is the maximum so far, or little less: see risen().
 // A lane is a query: maxima and sums run down the rows of the panel, lane by lane, and nothing is
 // ever summed across lanes. Included by targets.hpp once per instruction set.
 #if !defined(MHA_TARGET)
@@ -38,28 +37,34 @@ MHA_INLINE Vec<T> exp2_fraction(Vec<T> r, T scale) {
   return p;
 }
 
-/// 2^x for x <= 64 (float) or 512 (double), with a relative error of at most 1.75e-7 and 1.4e-16, or
-/// 2e-7 and 1.9e-16 without fused multiply-adds (test_kernels.cpp measures it); exactly 1 at 0,
-/// exactly 0 from x = -64 (-512) downwards, NaN for
-/// NaN. x = n + r with an integer n and |r| <= 1/2: 2^n is put together as bits, 2^r is a polynomial
-/// with constant term 1, near-minimax. Weights below 2^-64 count as 0, since what they would be
+/// log2(e).
+template <class T>
+inline constexpr T kLog2E = static_cast<T>(1.44269504088896340736L);
+
+/// e^x for x <= 44 (float) or 354 (double); exactly 1 at 0, exactly 0 where it is below 2^-63.5
+/// (2^-511.5), NaN for NaN. Its relative error is at most 1.75e-7 + 1.4e-8 |x| in float, 1.5e-16 +
+/// 1.5e-17 |x| in double; without fused multiply-adds 2e-7 + 7.4e-8 |x| and 2e-16 + 1.3e-16 |x|
+/// (test_kernels.cpp measures it).
+/// x log2(e) = n + r with an integer n and |r| <= 1/2: 2^n is put together as bits, 2^r is a
+/// polynomial with constant term 1, near-minimax. Smaller weights count as 0, since what they would be
 /// multiplied with and added to would soon be subnormal: a hundred times slower, for nothing.
 template <class T>
-MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
+MHA_INLINE Vec<T> exp_of(Vec<T> x) {
   constexpr bool kFloat = sizeof(T) == 4;
-  constexpr T kLowest = kFloat ? T(-64) : T(-512);
+  constexpr T kExponents = kFloat ? T(64) : T(512);
+  constexpr T kLowest = kFloat ? T(-44.375) : T(-355);  // just below -kExponents ln(2)
   constexpr int kFractionBits = kFloat ? 23 : 52;
-  // Adding 1.5 * 2^fraction rounds to an integer, which then stands in the low bits; with -kLowest
-  // added, they are the exponent of 2^n, down to 0 for n = kLowest. What is missing to the exponent's
-  // bias is a factor of the polynomial.
-  constexpr T kRound = (kFloat ? T(12582912) : T(6755399441055744)) - kLowest;
+  // Adding 1.5 * 2^fraction rounds to an integer, which then stands in the low bits; with kExponents
+  // added, they are the exponent of 2^n, down to 0 for n = -kExponents. What is missing to the
+  // exponent's bias is a factor of the polynomial.
+  constexpr T kRound = (kFloat ? T(12582912) : T(6755399441055744)) + kExponents;
   constexpr T kBias = kFloat ? T(0x1p63) : T(0x1p511);
   x = larger<T>(all<T>(kLowest), x);  // in this order: NaN stays
-  Vec<T> shifted = x + all<T>(kRound);
+  Vec<T> shifted = x * all(kLog2E<T>) + all<T>(kRound);
   keep_rounding(shifted);
   Vec<T> n = shifted - all<T>(kRound);
   keep_rounding(n);
-  const Vec<T> r = x - n;
+  const Vec<T> r = x * all(kLog2E<T>) - n;
   const Vec<T> p = exp2_fraction<T>(r, kBias);
   const IntVec<T> bits = bits_as<IntVec<T> >(shifted) << kFractionBits;
   return p * bits_as<Vec<T> >(bits);
@@ -67,15 +72,15 @@ MHA_INLINE Vec<T> exp2_of(Vec<T> x) {
 
 /// The same down to the smallest subnormal number, for double: 2^n in two factors. Gradients through
 /// weights that small may stand alone. For float, whose products would meet subnormal numbers in
-/// practice, exp2_of().
+/// practice, exp_of().
 template <class T>
-MHA_INLINE Vec<T> exp2_far(Vec<T> x) {
+MHA_INLINE Vec<T> exp_far(Vec<T> x) {
   if constexpr (sizeof(T) == 4) {
-    return exp2_of<T>(x);
+    return exp_of<T>(x);
   } else {
-    constexpr T kRound = T(6755399441055744);  // 1.5 * 2^52, as in exp2_of()
-    x = larger<T>(all<T>(-1100), x);           // in this order: NaN stays
-    Vec<T> n = x + all<T>(kRound);
+    constexpr T kRound = T(6755399441055744);  // 1.5 * 2^52, as in exp_of()
+    x = larger<T>(all<T>(-762), x);            // in this order: NaN stays; below, e^x is 0
+    Vec<T> n = x * all(kLog2E<T>) + all<T>(kRound);
     keep_rounding(n);
     n = n - all<T>(kRound);
     keep_rounding(n);
@@ -84,8 +89,8 @@ MHA_INLINE Vec<T> exp2_far(Vec<T> x) {
     keep_rounding(first);
     Vec<T> second = n - near + all<T>(kRound + T(1023));
     keep_rounding(second);
-    const Vec<T> p =
-        exp2_fraction<T>(x - n, T(1)) * bits_as<Vec<T> >(bits_as<IntVec<T> >(first) << 52);
+    const Vec<T> p = exp2_fraction<T>(x * all(kLog2E<T>) - n, T(1)) *
+                     bits_as<Vec<T> >(bits_as<IntVec<T> >(first) << 52);
     return p * bits_as<Vec<T> >(bits_as<IntVec<T> >(second) << 52);
   }
 }
@@ -99,7 +104,7 @@ MHA_INLINE Vec<T> finite_or_zero(Vec<T> row_max) {
 }
 
 /// The reference that weights are taken from: it follows the maximum only when left behind by more
-/// than a factor of 2^8, so that earlier results are rarely rescaled. Any reference near the maximum
+/// than a factor of e^8, so that earlier results are rarely rescaled. Any reference near the maximum
 /// gives the same softmax.
 template <class T>
 MHA_INLINE Vec<T> risen(Vec<T> reference, Vec<T> most) {
@@ -162,68 +167,56 @@ void fold_max(T* s, Index keys, Index vectors, T* row_max, const int_of<T>* begi
 
 /// Kernels::raise.
 template <class T>
-bool raise(const T* tile_max, T* row_max, T* correction, Index vectors, T unit) {
+bool raise(const T* tile_max, T* row_max, T* correction, Index vectors) {
   constexpr Index kCount = Simd<T>::kCount;
   IntVec<T> changed = {};
   for (Index w = 0; w < vectors; ++w) {
     const Vec<T> from = load(row_max + w * kCount);
     const Vec<T> to = risen<T>(from, load(tile_max + w * kCount));
     store(row_max + w * kCount, to);
-    store(correction + w * kCount, exp2_of<T>((from - finite_or_zero<T>(to)) * all(unit)));
+    store(correction + w * kCount, exp_of<T>(from - finite_or_zero<T>(to)));
     changed |= bits_as<IntVec<T> >(from) != bits_as<IntVec<T> >(to);
   }
   return any_bit<T>(changed);
 }
 
 /// exponentiate() for W vectors at once.
-template <class T, int W, bool kNatural>
-MHA_INLINE void exponentiate_columns(T* s, Index keys, const T* row_max, T* row_sum,
-                                     [[maybe_unused]] T unit) {
+template <class T, int W>
+MHA_INLINE void exponentiate_columns(T* s, Index keys, const T* row_max, T* tile_sum) {
   constexpr int kCount = Simd<T>::kCount;
   Vec<T> most[std::size_t{W}];
   Vec<T> sum[std::size_t{W}];
   MHA_UNROLL for (int w = 0; w < W; ++w) {
     most[w] = finite_or_zero<T>(load(row_max + w * kCount));
-    sum[w] = load(row_sum + w * kCount);
+    sum[w] = load(tile_sum + w * kCount);
   }
   for (Index j = 0; j < keys; ++j, s += kLanes<T>) {
     MHA_UNROLL for (int w = 0; w < W; ++w) {
-      Vec<T> x = load(s + w * kCount) - most[w];
-      if constexpr (kNatural) x = x * all(unit);
-      const Vec<T> p = exp2_of<T>(x);
+      const Vec<T> p = exp_of<T>(load(s + w * kCount) - most[w]);
       store(s + w * kCount, p);
       sum[w] += p;
     }
   }
-  MHA_UNROLL for (int w = 0; w < W; ++w) store(row_sum + w * kCount, sum[w]);
-}
-
-template <class T, bool kNatural>
-void exponentiate_as(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit) {
-  constexpr Index kCount = Simd<T>::kCount;
-  Index lane = 0;
-  for (; vectors >= 4; vectors -= 4, lane += 4 * kCount) {
-    exponentiate_columns<T, 4, kNatural>(s + lane, keys, row_max + lane, row_sum + lane, unit);
-  }
-  for (; vectors > 0; --vectors, lane += kCount) {
-    exponentiate_columns<T, 1, kNatural>(s + lane, keys, row_max + lane, row_sum + lane, unit);
-  }
+  MHA_UNROLL for (int w = 0; w < W; ++w) store(tile_sum + w * kCount, sum[w]);
 }
 
 /// Kernels::exponentiate.
 template <class T>
-void exponentiate(T* s, Index keys, Index vectors, const T* row_max, T* row_sum, T unit) {
-  if (unit == T(1)) {
-    exponentiate_as<T, false>(s, keys, vectors, row_max, row_sum, unit);
-  } else {
-    exponentiate_as<T, true>(s, keys, vectors, row_max, row_sum, unit);
+void exponentiate(T* s, Index keys, Index vectors, const T* row_max, T* tile_sum) {
+  constexpr Index kCount = Simd<T>::kCount;
+  Index lane = 0;
+  for (; vectors >= 4; vectors -= 4, lane += 4 * kCount) {
+    exponentiate_columns<T, 4>(s + lane, keys, row_max + lane, tile_sum + lane);
+  }
+  for (; vectors > 0; --vectors, lane += kCount) {
+    exponentiate_columns<T, 1>(s + lane, keys, row_max + lane, tile_sum + lane);
   }
 }
 
 /// Kernels::exponentiate_rows.
 template <class T>
 void exponentiate_rows(T* s, Index s_row, Index rows, Index keys, T* row_max, T* row_sum,
-                       T* correction, T unit) {
+                       T* correction) {
   constexpr Index kCount = Simd<T>::kCount;
   const Index vectors = (keys + kCount - 1) / kCount;
   for (Index r = 0; r < rows; ++r) {
@@ -233,31 +226,31 @@ void exponentiate_rows(T* s, Index s_row, Index rows, Index keys, T* row_max, T*
     Vec<T> lane = all(T(most[0]));
     for (int l = 1; l < Simd<T>::kCount; ++l) lane = larger<T>(all(T(most[l])), lane);
     lane = risen<T>(all(row_max[r]), lane);
-    const Vec<T> factor = exp2_of<T>((all(row_max[r]) - finite_or_zero<T>(lane)) * all(unit));
+    const Vec<T> shift = finite_or_zero<T>(lane);
+    const Vec<T> factor = exp_of<T>(all(row_max[r]) - shift);
     Vec<T> corrected = all(row_sum[r]) * factor;
     keep_rounding(corrected);  // rounded here, as where a lane is a query
     correction[r] = factor[0];
     row_max[r] = lane[0];
     row_sum[r] = corrected[0];
-    const Vec<T> shift = finite_or_zero<T>(lane);
     for (Index w = 0; w < vectors; ++w) {
-      store(row + w * kCount, exp2_of<T>((load(row + w * kCount) - shift) * all(unit)));
+      store(row + w * kCount, exp_of<T>(load(row + w * kCount) - shift));
     }
   }
   // The sums run over the keys in order, one after the other: four rows at a time hide the wait.
   Index r = 0;
   for (; r + 4 <= rows; r += 4) {
     const T* const row = s + r * s_row;
-    T sum[4] = {row_sum[r], row_sum[r + 1], row_sum[r + 2], row_sum[r + 3]};
+    T sum[4] = {};
     for (Index j = 0; j < keys; ++j) {
       MHA_UNROLL for (int k = 0; k < 4; ++k) sum[k] += row[k * s_row + j];
     }
-    MHA_UNROLL for (int k = 0; k < 4; ++k) row_sum[r + k] = sum[k];
+    MHA_UNROLL for (int k = 0; k < 4; ++k) row_sum[r + k] += sum[k];
   }
   for (; r < rows; ++r) {
-    T sum = row_sum[r];
+    T sum(0);
     for (Index j = 0; j < keys; ++j) sum += s[r * s_row + j];
-    row_sum[r] = sum;
+    row_sum[r] += sum;
   }
 }
 
@@ -282,6 +275,15 @@ void rescale(T* x, Index rows, Index vectors, const T* factor) {
   }
 }
 
+/// Kernels::add.
+template <class T>
+void add(T* x, Index rows, Index vectors, const T* part) {
+  constexpr Index kCount = Simd<T>::kCount;
+  for (Index r = 0; r < rows; ++r, x += kLanes<T>, part += kLanes<T>) {
+    for (Index l = 0; l < vectors * kCount; l += kCount) store(x + l, load(x + l) + load(part + l));
+  }
+}
+
 /// One entry of a merge: total * f + part * g, with the same rounding everywhere.
 template <class V>
 MHA_INLINE V weighted(V total, V f, V part, V g) {
@@ -295,7 +297,7 @@ MHA_INLINE V weighted(V total, V f, V part, V g) {
 /// Kernels::merge.
 template <class T>
 void merge(T* total, T* total_max, T* total_sum, const T* part, const T* part_max,
-           const T* part_sum, Index rows, Index vectors, T unit) {
+           const T* part_sum, Index rows, Index vectors) {
   constexpr Index kCount = Simd<T>::kCount;
   for (Index w = 0; w < vectors; ++w) {
     const Index lane = w * kCount;
@@ -303,8 +305,8 @@ void merge(T* total, T* total_max, T* total_sum, const T* part, const T* part_ma
     const Vec<T> b = load(part_max + lane);
     const Vec<T> most = larger<T>(b, a);
     const Vec<T> shift = finite_or_zero<T>(most);
-    const Vec<T> f = exp2_of<T>((a - shift) * all(unit));
-    const Vec<T> g = exp2_of<T>((b - shift) * all(unit));
+    const Vec<T> f = exp_of<T>(a - shift);
+    const Vec<T> g = exp_of<T>(b - shift);
     store(total_max + lane, most);
     store(total_sum + lane, weighted(load(total_sum + lane), f, load(part_sum + lane), g));
     for (Index r = 0; r < rows; ++r) {
@@ -344,7 +346,7 @@ MHA_INLINE Vec<T> tanh_of(Vec<T> x) {
                                              : static_cast<int_of<T> >(0x8000000000000000u);
   const IntVec<T> sign = bits_as<IntVec<T> >(x) & all_int<T>(kSign);
   const auto size = bits_as<Vec<T> >(bits_as<IntVec<T> >(x) ^ sign);
-  const Vec<T> t = exp2_of<T>(size * all<T>(T(-2.8853900817779268)));
+  const Vec<T> t = exp_of<T>(size * all<T>(-2));
   const Vec<T> far = (all<T>(1) - t) / (all<T>(1) + t);
   const Vec<T> z = size * size;
   Vec<T> near;
