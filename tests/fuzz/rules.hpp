@@ -496,14 +496,16 @@ class TypedGrid {
     for (Index k = 0; k < numbers_.size(); ++k) {
       numbers_(k) = static_cast<T>(grid.numbers[static_cast<std::size_t>(k)]);
     }
+    Index first = 0;
     if (grid.sizes[0] > 1) {
-      view_.data += box.first_batch * view_.strides[0];
+      first += box.first_batch * view_.strides[0];
       view_.sizes[0] = r.sizes.batch - box.first_batch;
     }
     if (grid.sizes[2] > 1) {
-      view_.data += box.first_query * view_.strides[2];
+      first += box.first_query * view_.strides[2];
       view_.sizes[2] = r.sizes.longest_query - box.first_query;
     }
+    if (!grid.numbers.empty()) view_.data += first;  // null has no neighbours
   }
   const TensorView<T>& view() const { return view_; }
 
