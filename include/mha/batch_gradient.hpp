@@ -6,7 +6,7 @@
 #pragma once
 
 #include "mha/batch.hpp"
-#include "mha/kernels/gradient_tile.hpp"
+#include "mha/kernels/gradient_walk.hpp"
 #include "mha/reference_gradient.hpp"
 
 namespace mha::detail {
@@ -65,46 +65,47 @@ void backward_plainly(const BatchGradient<In, Acc>& call, const RuleSet& rules, 
   }
 }
 
+/// to = factor * sums, whose rows are `wide` numbers apart. Sums begin at +0 and so are never -0.
+template <class In, class Acc>
+void write_scaled(const MatrixView<In>& to, const Acc* sums, Index wide, Acc factor) {
+  for (Index j = 0; j < to.rows; ++j, sums += wide) {
+    if constexpr (std::is_same_v<In, Acc>) {
+      if (to.col_stride == 1) {
+        using Row = Eigen::Array<Acc, 1, Eigen::Dynamic>;
+        Eigen::Map<Row>(to.middle_rows(j, 1).data, to.cols) =
+            Eigen::Map<const Row>(sums, to.cols) * factor;
+        continue;
+      }
+    }
+    for (Index c = 0; c < to.cols; ++c) to(j, c) = convert<In>(Acc(sums[c] * factor));
+  }
+}
+
 /// The same by the kernels, in `memory`.
 template <class In, class Acc>
 void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
                          const kernels::GradientCalls<Acc>& gradient_calls,
-                         const kernels::Kernels<Acc>& kernels,
-                         const kernels::GradientMemory<Acc>& memory, Index b, Index kv_head) {
-  using Tiles = kernels::QueryTiles<Acc>;
+                         const kernels::Kernels<Acc>& kernels, kernels::GradientMemory<Acc>& memory,
+                         Index b, Index kv_head) {
   const MatrixView<In> key = call.keys_of(call.grad_key, b, kv_head);
   const MatrixView<In> value = call.keys_of(call.grad_value, b, kv_head);
-  std::fill_n(memory.grad_key, key.rows * memory.wide_head, Acc(0));
-  std::fill_n(memory.grad_value, value.rows * memory.wide_value, Acc(0));
+  using Sums = kernels::KeySums<Acc>;
+  const auto join = [&](const Sums& a, const Sums& b_sums) {
+    kernels.add(a.key, 1, key.rows * memory.tile.wide_head / kernels.vector_lanes, b_sums.key);
+    kernels.add(a.value, 1, key.rows * memory.tile.wide_value / kernels.vector_lanes, b_sums.value);
+  };
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
     const Extent extent = call.forward.extent(b);
     const kernels::Head<In, In, Acc> head{kernels, calls, calls.placed(calls.rules, extent, b, h),
                                           b,       h,     call.forward.head(b, h)};
     const HeadGradientTask<In, Acc> task = call.head(b, h, {}, {});
-    const Tiles tiles(extent.query_len);
-    for (Index row = 0; row < extent.query_len; row += tiles.width) {
-      kernels::GradientTile<In, Acc>(head, task, gradient_calls, memory)
-          .run(row, std::min(tiles.width, extent.query_len - row));
-    }
+    memory.heads.start(g, memory.sums, join);
+    kernels::GradientWalk<In, Acc>(head, task, gradient_calls, memory).run(memory.sums);
   }
-  for (Index j = 0; j < key.rows; ++j) {
-    const Acc* const key_sum = memory.grad_key + j * memory.wide_head;
-    const Acc* const value_sum = memory.grad_value + j * memory.wide_value;
-    if constexpr (std::is_same_v<In, Acc>) {
-      if (key.col_stride == 1 && value.col_stride == 1) {
-        using Row = Eigen::Map<Eigen::Array<Acc, 1, Eigen::Dynamic>>;
-        using ConstRow = Eigen::Map<const Eigen::Array<Acc, 1, Eigen::Dynamic>>;
-        Row(key.middle_rows(j, 1).data, key.cols) = ConstRow(key_sum, key.cols) * calls.scale;
-        Row(value.middle_rows(j, 1).data, value.cols) =
-            ConstRow(value_sum, value.cols) * calls.dropout_scale;
-        continue;
-      }
-    }
-    for (Index d = 0; d < key.cols; ++d) key(j, d) = convert<In>(Acc(key_sum[d] * calls.scale));
-    for (Index c = 0; c < value.cols; ++c)
-      value(j, c) = convert<In>(Acc(value_sum[c] * calls.dropout_scale));
-  }
+  memory.heads.finish(memory.sums, join);
+  write_scaled(key, memory.sums.key, memory.tile.wide_head, calls.scale);
+  write_scaled(value, memory.sums.value, memory.tile.wide_value, calls.dropout_scale);
 }
 
 /// Every head of every sequence, its rules known by their functions alone: compiled once per scalar.
@@ -119,8 +120,12 @@ void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCal
   const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),
                                  !std::is_same_v<In, Acc>};
   const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
+  const auto memory_of_worker = [&](kernels::Arena& arena) {
+    return kernels::GradientMemory<Acc>(sizes, call.forward.query_len(), call.group_size(),
+                                        keeps_capped, arena);
+  };
   kernels::Arena counter;
-  const kernels::GradientMemory<Acc> parts(sizes, keeps_capped, counter);
+  memory_of_worker(counter);
   const double work =
       2.5 * static_cast<double>(call.forward.query_len()) * static_cast<double>(sizes.kv_len) *
       static_cast<double>(call.forward.batch()) * static_cast<double>(call.forward.query.size(1)) *
@@ -130,9 +135,9 @@ void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCal
   kernels::share(tasks, workers, executor, [&](Index k, Index worker) {
     kernels::Arena arena(
         kernels::MemoryBlock{memory.data(), memory.size()}.of_worker(worker, counter.used()));
-    backward_by_kernels(call, calls, gradient_calls, kernels::table<Acc>(which),
-                        kernels::GradientMemory<Acc>(sizes, keeps_capped, arena), k / kv_heads,
-                        k % kv_heads);
+    kernels::GradientMemory<Acc> parts = memory_of_worker(arena);
+    backward_by_kernels(call, calls, gradient_calls, kernels::table<Acc>(which), parts,
+                        k / kv_heads, k % kv_heads);
   });
 }
 

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp. Key tile by key
-// tile the weights are computed once more from lse; then, on the same register tile as everything:
+// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp, over one chunk of keys.
+// Key tile by key tile the weights are computed once more from lse; then, on the same register tile as
+// everything:
 //     dP^T = V dO^T                  [key][query]
 //     dS^T = P^T o (dP^T - delta)    delta = dO . O, one number per query
 //     dV  += P^T dO                  [key][channel]     rows of dO as vectors
 //     dK  += dS^T Q                  [key][channel]     rows of Q as vectors; times scale at the end
 //     dQ^T += K^T dS^T               [channel][query]   times scale at the end
-// dK and dV of a key head wait in memory of the size of K and V for all queries that read it.
+// Sums over the tile's queries, and over a tile's keys, begin at 0 and are then added. gradient_walk.hpp says
+// to what.
 // Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 #pragma once
 
@@ -54,9 +56,16 @@ GradientCalls<T> gradient_calls() {
   return calls;
 }
 
-/// The memory of one worker: a tile, and the gradients of one key head.
+/// Sums over queries, of some keys: dK without its scale [key][wide head_dim], dV [key][wide value_dim].
 template <class T>
-struct GradientMemory {
+struct KeySums {
+  T* key = nullptr;
+  T* value = nullptr;
+};
+
+/// The memory of one tile.
+template <class T>
+struct GradientTileMemory {
   Index wide_head = 0;   ///< head_dim in whole vectors
   Index wide_value = 0;  ///< value_dim in whole vectors
   TileScratch<T> scratch;
@@ -65,36 +74,35 @@ struct GradientMemory {
   T* output = nullptr;            ///< panel [value_dim]: O^T
   T* grad_scores = nullptr;       ///< panel [kKeyTile]: dP^T, then dS^T
   T* capped = nullptr;            ///< panel [kKeyTile]: scores as modifiers see them
+  T* part = nullptr;              ///< panel [head_dim]: a key tile's part of dQ^T
   T* query_rows = nullptr;        ///< [query][wide_head]
   T* grad_output_rows = nullptr;  ///< [query][wide_value]
-  T* grad_query = nullptr;        ///< panel [head_dim]
   T* lse = nullptr;               ///< lanes
-  T* delta = nullptr;             ///< lanes
-  T* grad_key = nullptr;          ///< [key][wide_head]
-  T* grad_value = nullptr;        ///< [key][wide_value]
 
-  GradientMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
+  GradientTileMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
       : wide_head(round_up(sizes.head_dim, kLine)),
         wide_value(round_up(sizes.value_dim, kLine)),
-        scratch(sizes, arena),
-        tile(sizes, scratch, arena) {
+        scratch(of_one_tile(sizes), arena),
+        tile(of_one_tile(sizes), scratch, arena) {
     constexpr Index kWide = kLanes<T>;
     const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
     grad_output = arena.take<T>(sizes.value_dim * kWide);
-    output = arena.take<T>(sizes.value_dim * kWide);
+    output = tile.states.now.acc;
     grad_scores = arena.take<T>(keys * kWide);
     if (keeps_capped) capped = arena.take<T>(keys * kWide);
+    part = arena.take<T>(sizes.head_dim * kWide);
     query_rows = arena.take<T>(kWide * wide_head);
     grad_output_rows = arena.take<T>(kWide * wide_value);
-    grad_query = arena.take<T>(sizes.head_dim * kWide);
     lse = arena.take<T>(kWide);
-    delta = arena.take<T>(kWide);
-    grad_key = arena.take<T>(sizes.kv_len * wide_head);
-    grad_value = arena.take<T>(sizes.kv_len * wide_value);
   }
 
  private:
   static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+  /// No state of the forward pass waits for another here.
+  static TileSizes of_one_tile(TileSizes sizes) {
+    sizes.kv_len = std::min(sizes.kv_len, kKeyTile);
+    return sizes;
+  }
 };
 
 template <class In, class T>
@@ -105,46 +113,34 @@ class GradientTile : public QueryTile<In, In, T> {
   using Tile::kWide;
 
   GradientTile(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
-               const GradientCalls<T>& gradient_calls, const GradientMemory<T>& memory)
+               const GradientCalls<T>& gradient_calls, const GradientTileMemory<T>& memory)
       : Tile(head, memory.tile), grad_task_(task), grad_calls_(gradient_calls), to_(memory) {
     this->capped_ = memory.capped;
   }
 
-  /// Queries first, ..., first + count - 1; 0 < count <= kWide.
-  void run(Index first, Index count) {
-    this->start(first, count);
-    take_rows();
-    for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
-      if (!this->wants(tile)) continue;
-      const Index from = std::max(tile, begin_);
-      const Index to = std::min(tile + kKeyTile, end_);
-      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
-      const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
-      this->segments_.cut(from, to, groups_);
-      for (const Segment& s : this->segments_) step(s, key, value, from, tile);
-    }
-    finish_rows();
+  /// Queries first, ..., first + count - 1, 0 < count <= kWide, for a chunk of keys that begins at `chunk`.
+  /// False: none of them may attend to any of it, and their share of every sum is 0.
+  bool start(Index first, Index count, Index chunk) {
+    this->place(first, count);
+    this->find_ranges();
+    if (std::max(begin_, chunk) >= std::min(end_, chunk + kKeyChunk)) return false;
+    this->pack_queries();
+    if (calls_.dropout_row != nullptr) this->start_dropout();
+    return true;
   }
 
- private:
-  using Tile::at_;
-  using Tile::begin_;
-  using Tile::calls_;
-  using Tile::count_;
-  using Tile::end_;
-  using Tile::first_;
-  using Tile::groups_;
-  using Tile::head_;
-  using Tile::kernels_;
-  using Tile::task_;
-
-  /// dO and O as panels, delta, and rows of Q and dO. Queries without a key count as 0: what stands
-  /// there is nobody's business.
-  void take_rows() {
-    pack_rows(grad_task_.grad_output, to_.grad_output);
+  /// dO as a panel, and its products with O: what take_rows() needs, if they are not known.
+  void find_delta(Index first, Index count, T* delta) {
+    this->place(first, count);
+    pack_grad_output();
     pack_rows(grad_task_.output, to_.output);
-    kernels_.dot(to_.grad_output, to_.output, task_.value.cols, this->vectors_of(groups_),
-                 to_.delta);
+    kernels_.dot(to_.grad_output, to_.output, task_.value.cols, this->vectors_of(groups_), delta);
+  }
+  void pack_grad_output() { pack_rows(grad_task_.grad_output, to_.grad_output); }
+
+  /// lse, and rows of Q and dO. Queries without a key count as 0, whatever their rows hold.
+  void take_rows(const T* delta) {
+    delta_ = delta;
     copy_rows(task_.query, to_.query_rows, to_.wide_head);
     copy_rows(grad_task_.grad_output, to_.grad_output_rows, to_.wide_value);
     for (Index l = 0; l < groups_ * kGroup; ++l) {
@@ -159,10 +155,92 @@ class GradientTile : public QueryTile<In, In, T> {
     rows_finite_ =
         kernels_.all_finite(to_.query_rows, to_.wide_head, 1, count_, to_.wide_head) &&
         kernels_.all_finite(to_.grad_output_rows, to_.wide_value, 1, count_, to_.wide_value);
-    for (Index d = 0; d < task_.query.cols; ++d) {
-      std::fill_n(to_.grad_query + d * kWide, groups_ * kGroup, T(0));
+  }
+
+  /// Keys chunk, ..., chunk + kKeyChunk - 1.
+  /// @param grad_query  panel [head_dim]: becomes the chunk's share of dQ^T, without its scale
+  /// @param sums        of the chunk's keys: the tile's share is added
+  void run_chunk(Index chunk, T* grad_query, const KeySums<T>& sums) {
+    bool fresh = true;
+    const Index stop = std::min(end_, chunk + kKeyChunk);
+    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+      if (!this->wants(tile)) continue;
+      const Index from = std::max(tile, begin_);
+      const Index to = std::min(tile + kKeyTile, end_);
+      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
+      const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
+      this->segments_.cut(from, to, groups_);
+      for (const Segment& s : this->segments_) {
+        step(s, key, value, from, tile,
+             {sums.key + (s.begin - chunk) * to_.wide_head,
+              sums.value + (s.begin - chunk) * to_.wide_value});
+      }
+      Upcoming<T> nothing;
+      this->weighted_by(to_.grad_scores, tile, true)
+          .add_to(grad_query, fresh, key, from, to_.part, nothing);
+      fresh = false;
+    }
+    if (fresh) this->zero_panel(grad_query, task_.key.cols);
+  }
+
+  /// Lanes of a panel without a query: they are added up with the others.
+  void zero_unused(T* grad_query) const {
+    if (groups_ == Segments::kGroups) return;
+    WeightedRows<T>::zero_lanes(grad_query, task_.key.cols, groups_, Segments::kGroups);
+  }
+
+  /// seen[i] becomes nonzero for queries first + i that may attend to a key of the chunk.
+  void note_seen(int_of<T>* seen) const {
+    for (Index l = 0; l < count_; ++l) seen[l] |= at_.allowed[l];
+  }
+
+  /// Writes dQ of queries first, ..., first + count - 1 from the sum of all chunks' shares.
+  void write(Index first, Index count, const T* grad_query) {
+    this->place(first, count);
+    const MatrixView<In> rows = grad_task_.grad_query.middle_rows(first_, count_);
+    T* const scale = at_.correction;
+    std::fill_n(scale, groups_ * kGroup, calls_.scale);
+    if constexpr (std::is_same_v<In, T>) {
+      kernels_.unpack(grad_query, kWide, scale, nullptr, rows.data, rows.row_stride,
+                      rows.col_stride, count_, rows.cols);
+    } else {
+      kernels_.unpack(grad_query, kWide, scale, nullptr, at_.scratch.output, rows.cols, 1, count_,
+                      rows.cols);
+      for (Index r = 0; r < count_; ++r) {
+        for (Index d = 0; d < rows.cols; ++d) {
+          rows(r, d) = mha::detail::convert<In>(at_.scratch.output[r * rows.cols + d]);
+        }
+      }
     }
   }
+
+  /// Gives a learned sink its gradient.
+  /// @param seen, delta  of the queries: whether they may attend to a key
+  void collect_sink(Index first, Index count, const int_of<T>* seen, const T* delta) const {
+    T sink;
+    if (grad_calls_.collect_sink == nullptr || !calls_.sink(calls_.rules, head_.h, sink)) return;
+    for (Index l = 0; l < count; ++l) {
+      const T lse = grad_task_.lse(first + l, 0);
+      // A sink of +infinity takes all the weight: its gradient is 0.
+      if (mha::detail::is_minus_infinity(lse) || seen[l] == 0 ||
+          mha::detail::is_minus_infinity(-sink)) {
+        continue;
+      }
+      grad_calls_.collect_sink(calls_.rules, head_.h, -std::exp(sink - lse) * delta[l]);
+    }
+  }
+
+ private:
+  using Tile::at_;
+  using Tile::begin_;
+  using Tile::calls_;
+  using Tile::count_;
+  using Tile::end_;
+  using Tile::first_;
+  using Tile::groups_;
+  using Tile::head_;
+  using Tile::kernels_;
+  using Tile::task_;
 
   void pack_rows(const MatrixView<const In>& all, T* panel) {
     const MatrixView<const T> rows = rows_of(all, at_.scratch.output, first_, first_ + count_);
@@ -185,14 +263,13 @@ class GradientTile : public QueryTile<In, In, T> {
   }
 
   void step(const Segment& s, const MatrixView<const T>& key, const MatrixView<const T>& value,
-            Index from, Index tile) {
+            Index from, Index tile, const KeySums<T>& sums) {
     const Index keys = s.end - s.begin;
     const Index lane = s.first_group * kGroup;
     const Index vectors = this->vectors_of(s.end_group - s.first_group);
     const Index queries = std::min(count_, s.end_group * kGroup) - lane;
     T* const p = at_.scratch.s + (s.begin - tile) * kWide + lane;
     T* const grad = to_.grad_scores + (s.begin - tile) * kWide + lane;
-    const T* const key_rows = key.data + (s.begin - from) * key.row_stride;
 
     // P^T
     this->score(s, key, from, tile);
@@ -215,7 +292,7 @@ class GradientTile : public QueryTile<In, In, T> {
     if (calls_.dropout_row != nullptr) {
       kernels_.drop_gradient(grad, keys, vectors, this->dropout_of(s), calls_.dropout_scale);
     }
-    kernels_.weight_gradient(p, grad, keys, vectors, to_.delta + lane);
+    kernels_.weight_gradient(p, grad, keys, vectors, delta_ + lane);
     if (grad_calls_.score_gradient != nullptr) undo_rules(s, grad, tile, queries);
     if (calls_.softcap > T(0)) {
       kernels_.softcap_gradient(to_.capped + (s.begin - tile) * kWide + lane, grad, keys, vectors,
@@ -231,45 +308,20 @@ class GradientTile : public QueryTile<In, In, T> {
       x.a_step = 1;
       x.b = to_.grad_output_rows + lane * to_.wide_value;
       x.b_step = to_.wide_value;
-      x.c = to_.grad_value + s.begin * to_.wide_value;
+      x.c = sums.value;
       x.c_row = to_.wide_value;
-      x.accumulate = true;
+      x.add = true;
       multiply(x);
       x.vectors = to_.wide_head / kernels_.vector_lanes;
       x.a = grad;
       x.b = to_.query_rows + lane * to_.wide_head;
       x.b_step = to_.wide_head;
-      x.c = to_.grad_key + s.begin * to_.wide_head;
+      x.c = sums.key;
       x.c_row = to_.wide_head;
       multiply(x);
     } else {
-      add_pair_by_pair(s, p, grad, queries);
+      add_pair_by_pair(s, p, grad, queries, sums);
     }
-
-    // dQ^T: as with the values in the forward pass, 0 * inf is NaN, so that keys with such numbers
-    // are taken by themselves, for the queries that see them.
-    const bool all_see = s.whole && !calls_.may_mask;
-    if (all_see || kernels_.all_finite(key_rows, key.row_stride, key.col_stride, keys, key.cols)) {
-      add_to_query(key_rows, key, grad, lane, vectors, keys);
-      return;
-    }
-    Index clean = 0;
-    for (Index j = 0; j < keys; ++j) {
-      const T* const row = key_rows + j * key.row_stride;
-      if (kernels_.all_finite(row, key.row_stride, key.col_stride, 1, key.cols)) continue;
-      add_to_query(key_rows + clean * key.row_stride, key, grad + clean * kWide, lane, vectors,
-                   j - clean);
-      for (Index l = 0; l < queries; ++l) {
-        const T g = grad[j * kWide + l];
-        if (g == T(0)) continue;
-        for (Index d = 0; d < key.cols; ++d) {
-          to_.grad_query[d * kWide + lane + l] += g * row[d * key.col_stride];
-        }
-      }
-      clean = j + 1;
-    }
-    add_to_query(key_rows + clean * key.row_stride, key, grad + clean * kWide, lane, vectors,
-                 keys - clean);
   }
 
   static Product<T> product_of(Index rows, Index vectors, Index depth) {
@@ -284,38 +336,23 @@ class GradientTile : public QueryTile<In, In, T> {
     kernels_.product(x);
   }
 
-  void add_to_query(const T* key_rows, const MatrixView<const T>& key, const T* grad, Index lane,
-                    Index vectors, Index keys) const {
-    if (keys <= 0) return;
-    Product<T> x = product_of(key.cols, vectors, keys);
-    x.a = key_rows;
-    x.a_row = key.col_stride;
-    x.a_step = key.row_stride;
-    x.b = grad;
-    x.b_step = kWide;
-    x.c = to_.grad_query + lane;
-    x.c_row = kWide;
-    x.accumulate = true;
-    multiply(x);
-  }
-
   /// dV and dK where a query or its gradient is not finite: it must not reach keys that it does not
   /// see.
-  void add_pair_by_pair(const Segment& s, const T* p, const T* grad, Index queries) const {
+  void add_pair_by_pair(const Segment& s, const T* p, const T* grad, Index queries,
+                        const KeySums<T>& sums) const {
     const Index lane = s.first_group * kGroup;
     for (Index j = 0; j < s.end - s.begin; ++j) {
-      for (Index l = 0; l < queries; ++l) {
-        const T weight = p[j * kWide + l];
-        const T g = grad[j * kWide + l];
-        const T* const grad_output = to_.grad_output_rows + (lane + l) * to_.wide_value;
-        const T* const query = to_.query_rows + (lane + l) * to_.wide_head;
-        T* const grad_value = to_.grad_value + (s.begin + j) * to_.wide_value;
-        T* const grad_key = to_.grad_key + (s.begin + j) * to_.wide_head;
-        for (Index c = 0; weight != T(0) && c < task_.value.cols; ++c) {
-          grad_value[c] += weight * grad_output[c];
-        }
-        for (Index d = 0; g != T(0) && d < task_.key.cols; ++d) grad_key[d] += g * query[d];
-      }
+      add_seen(p + j * kWide, queries, to_.grad_output_rows + lane * to_.wide_value, to_.wide_value,
+               sums.value + j * to_.wide_value);
+      add_seen(grad + j * kWide, queries, to_.query_rows + lane * to_.wide_head, to_.wide_head,
+               sums.key + j * to_.wide_head);
+    }
+  }
+  /// sum += the rows whose weight is not 0, times it.
+  void add_seen(const T* weights, Index queries, const T* rows, Index wide, T* sum) const {
+    for (Index l = 0; l < queries; ++l) {
+      if (weights[l] == T(0)) continue;
+      for (Index c = 0; c < wide; ++c) sum[c] += weights[l] * rows[l * wide + c];
     }
   }
 
@@ -335,38 +372,10 @@ class GradientTile : public QueryTile<In, In, T> {
     grad_calls_.score_gradient(calls_.rules, at, grad);
   }
 
-  void finish_rows() {
-    const MatrixView<In> rows = grad_task_.grad_query.middle_rows(first_, count_);
-    T* const scale = at_.correction;
-    std::fill_n(scale, groups_ * kGroup, calls_.scale);
-    if constexpr (std::is_same_v<In, T>) {
-      kernels_.unpack(to_.grad_query, kWide, scale, nullptr, rows.data, rows.row_stride,
-                      rows.col_stride, count_, rows.cols);
-    } else {
-      kernels_.unpack(to_.grad_query, kWide, scale, nullptr, at_.scratch.output, rows.cols, 1,
-                      count_, rows.cols);
-      for (Index r = 0; r < count_; ++r) {
-        for (Index d = 0; d < rows.cols; ++d) {
-          rows(r, d) = mha::detail::convert<In>(at_.scratch.output[r * rows.cols + d]);
-        }
-      }
-    }
-    T sink;
-    if (grad_calls_.collect_sink == nullptr || !calls_.sink(calls_.rules, head_.h, sink)) return;
-    for (Index l = 0; l < count_; ++l) {
-      // A sink of +infinity takes all the weight: its gradient is 0.
-      if (mha::detail::is_minus_infinity(grad_task_.lse(first_ + l, 0)) || at_.allowed[l] == 0 ||
-          mha::detail::is_minus_infinity(-sink)) {
-        continue;
-      }
-      grad_calls_.collect_sink(calls_.rules, head_.h,
-                               -std::exp(sink - grad_task_.lse(first_ + l, 0)) * to_.delta[l]);
-    }
-  }
-
   const HeadGradientTask<In, T>& grad_task_;
   const GradientCalls<T>& grad_calls_;
-  const GradientMemory<T>& to_;
+  const GradientTileMemory<T>& to_;
+  const T* delta_ = nullptr;  ///< lanes
   bool rows_finite_ = true;
 };
 

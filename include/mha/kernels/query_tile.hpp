@@ -18,19 +18,9 @@
 
 #include <cstring>
 
-#include "mha/kernels/head.hpp"
-#include "mha/kernels/segments.hpp"
+#include "mha/kernels/weighted_rows.hpp"
 
 namespace mha::kernels {
-
-/// Two ranges of rows to bring into the second-level cache, `step` from one row to the next in both;
-/// null: nothing.
-template <class T>
-struct Upcoming {
-  const T* first = nullptr;
-  const T* second = nullptr;
-  Index step = 0;
-};
 
 template <class In, class Out, class T>
 class QueryTile {
@@ -43,9 +33,7 @@ class QueryTile {
 
   /// Queries first, ..., first + count - 1; 0 < count <= kWide.
   void start(Index first, Index count) {
-    first_ = first;
-    count_ = count;
-    groups_ = (count + kGroup - 1) / kGroup;
+    place(first, count);
     pack_queries();
     find_ranges();
     if (calls_.dropout_row != nullptr) start_dropout();
@@ -104,7 +92,9 @@ class QueryTile {
       }
     }
     if (!fresh_) kernels_.add(state.row_sum, 1, vectors, tile_sum);
-    weigh_tile(value, from, tile);
+    weighted_by(at_.scratch.s, tile, calls_.may_mask)
+        .add_to(state.acc, fresh_, value, from, at_.scratch.part, next_keys_);
+    fresh_ = false;
   }
 
   /// All keys of a chunk, into a fresh state.
@@ -118,7 +108,7 @@ class QueryTile {
       absorb(tile, from, rows_of(task_.key, at_.scratch.key, from, to),
              rows_of(task_.value, at_.scratch.value, from, to), {}, {});
     }
-    if (fresh_) zero_lanes(states_.now.acc, task_.value.cols, 0, groups_);
+    if (fresh_) zero_panel(states_.now.acc, task_.value.cols);
   }
 
   /// The chunk's state, to be joined by another task of the same queries.
@@ -136,13 +126,19 @@ class QueryTile {
   void finish() {
     if (!states_.tree.finish(states_.now, joined())) {
       clear(states_.now);
-      zero_lanes(states_.now.acc, task_.value.cols, 0, groups_);
+      zero_panel(states_.now.acc, task_.value.cols);
     }
     write_output();
   }
 
  protected:
   Index vectors_of(Index groups) const { return groups * (kGroup / kernels_.vector_lanes); }
+
+  void place(Index first, Index count) {
+    first_ = first;
+    count_ = count;
+    groups_ = (count + kGroup - 1) / kGroup;
+  }
 
   void pack_queries() {
     const T factor = calls_.query_factor();
@@ -224,11 +220,8 @@ class QueryTile {
     }
   }
 
-  void zero_lanes(T* panel, Index rows, Index first_group, Index end_group) const {
-    for (Index r = 0; r < rows; ++r) {
-      std::fill_n(panel + r * kWide + first_group * kGroup, (end_group - first_group) * kGroup,
-                  T(0));
-    }
+  void zero_panel(T* panel, Index rows) const {
+    WeightedRows<T>::zero_lanes(panel, rows, 0, groups_);
   }
 
   /// No key yet; acc is left as it is.
@@ -270,7 +263,7 @@ class QueryTile {
     x.c = scores;
     x.c_row = kWide;
     x.fetch[0] = x.fetch[1] = x.a;
-    fetch(x, next_queries_);
+    fetch_beside(x, next_queries_);
     if (product_finds_maxima(s)) x.column_max = at_.tile_max + lane;
     kernels_.product(x);
     if (calls_.scales_scores()) {
@@ -311,124 +304,10 @@ class QueryTile {
     calls_.modify(calls_.rules, modified);
   }
 
-  /// O^T += V^T P^T of a tile: one product for all lanes with the same keys. Where some keys must be taken by
-  /// themselves, the tile's part is put together first.
-  void weigh_tile(const MatrixView<const T>& value, Index from, Index tile) {
-    const bool first = fresh_;
-    fresh_ = false;
-    if (value.cols == 0) return;
-    SoftmaxState<T>& state = states_.now;
-    bool clean = true;
-    for (const Segment& s : segments_) clean = clean && is_clean(s, value, from);
-    if (!clean) {
-      T* const part = first ? state.acc : at_.scratch.part;
-      zero_lanes(part, value.cols, 0, groups_);
-      for (const Segment& s : segments_) weigh_in_pieces(s, value, from, tile, part);
-      if (!first) kernels_.add(state.acc, value.cols, vectors_of(groups_), part);
-      return;
-    }
-    for (const Segment& s : segments_.by_groups(groups_)) {
-      if (s.begin < s.end) {
-        weigh_keys(s, value, s.begin, s.end, from, tile, state.acc,
-                   first ? Sum::from_zero : Sum::added);
-      } else if (first) {
-        zero_lanes(state.acc, value.cols, s.first_group, s.end_group);
-      }
-    }
-  }
-
-  /// Whether no weight 0 of a lane that may not attend meets an infinity: 0 * inf is NaN.
-  bool is_clean(const Segment& s, const MatrixView<const T>& value, Index from) const {
-    const bool all_lanes_see = s.whole && !calls_.may_mask;
-    return all_lanes_see ||
-           kernels_.all_finite(value.data + (s.begin - from) * value.row_stride, value.row_stride,
-                               value.col_stride, s.end - s.begin, value.cols);
-  }
-
-  /// A segment's share of `part`. Keys whose value has an infinity or NaN are taken by themselves, for the
-  /// lanes that may attend to them.
-  void weigh_in_pieces(const Segment& s, const MatrixView<const T>& value, Index from, Index tile,
-                       T* part) {
-    Index clean = s.begin;
-    for (Index j = s.begin; j < s.end; ++j) {
-      const T* const row = value.data + (j - from) * value.row_stride;
-      if (kernels_.all_finite(row, value.row_stride, value.col_stride, 1, value.cols)) continue;
-      weigh_keys(s, value, clean, j, from, tile, part, Sum::continued);
-      weigh_special(s, row, value.col_stride, j, tile, part);
-      clean = j + 1;
-    }
-    weigh_keys(s, value, clean, s.end, from, tile, part, Sum::continued);
-  }
-
-  /// How a product's sums begin and where they go: see Product.
-  enum class Sum { from_zero, continued, added };
-
-  void weigh_keys(const Segment& s, const MatrixView<const T>& value, Index begin, Index end,
-                  Index from, Index tile, T* acc, Sum sum) {
-    if (begin >= end) return;
-    const Index lane = s.first_group * kGroup;
-    Product<T> x;
-    x.rows = value.cols;
-    x.vectors = vectors_of(s.end_group - s.first_group);
-    x.depth = end - begin;
-    x.a = value.data + (begin - from) * value.row_stride;
-    x.a_row = value.col_stride;
-    x.a_step = value.row_stride;
-    x.b = at_.scratch.s + (begin - tile) * kWide + lane;
-    x.b_step = kWide;
-    x.c = acc + lane;
-    x.c_row = kWide;
-    x.accumulate = sum == Sum::continued;
-    x.add = sum == Sum::added;
-    fetch(x, next_keys_);
-    kernels_.product(x);
-  }
-
-  /// While a product runs, brings closer what comes next: two ranges of rows, a line of each in turn.
-  /// They move on to where the next product goes on.
-  static void fetch(Product<T>& x, Upcoming<T>& rows) {
-    if (rows.first == nullptr) {
-      x.fetch[0] = x.fetch[1] = x.a;
-      return;
-    }
-    x.fetch[0] = rows.first;
-    x.fetch[1] = rows.second;
-    x.fetch_step = rows.step;
-    x.fetch_strip = kLine;
-    const Index strips = (x.rows + 5) / 6;  // at the least
-    rows.first += strips / 2 * kLine;
-    rows.second += strips / 2 * kLine;
-  }
-
-  /// One key whose value has an infinity or NaN. Its finite channels go the way of any other key's,
-  /// so that their bits do not depend on what happens here; the others are for the lanes that may
-  /// attend.
-  void weigh_special(const Segment& s, const T* value, Index col_stride, Index j, Index tile,
-                     T* part) {
-    const T* const weights = at_.scratch.s + (j - tile) * kWide;
-    const Index lane = s.first_group * kGroup;
-    Product<T> x;
-    x.vectors = vectors_of(s.end_group - s.first_group);
-    x.depth = 1;
-    x.a_row = col_stride;
-    x.b = weights + lane;
-    x.b_step = kWide;
-    x.c_row = kWide;
-    x.accumulate = true;
-    x.fetch[0] = x.fetch[1] = value;
-    for (Index c = 0; c < task_.value.cols; ++c) {
-      x.a = value + c * col_stride;
-      x.c = part + c * kWide + lane;
-      x.rows = 0;
-      for (; c < task_.value.cols && mha::detail::is_finite(value[c * col_stride]); ++c) ++x.rows;
-      kernels_.product(x);
-      if (c == task_.value.cols) break;
-      for (Index l = lane; l < s.end_group * kGroup; ++l) {
-        const bool in_range = j >= at_.begin[l] && j < at_.end[l];
-        if (!in_range || (calls_.may_mask && weights[l] == T(0))) continue;
-        part[c * kWide + l] += weights[l] * value[c * col_stride];
-      }
-    }
+  /// The weights of a tile, or what stands in their place, with which rows of keys are summed.
+  WeightedRows<T> weighted_by(const T* panel, Index tile, bool skips_zeros) const {
+    return {kernels_,  segments_, groups_,         panel,      tile,
+            at_.begin, at_.end,   calls_.may_mask, skips_zeros};
   }
 
   void write_output() {
@@ -493,8 +372,6 @@ class QueryTile {
       }
     }
   }
-
-  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
 
   const Head<In, Out, T>& head_;
   const Kernels<T>& kernels_;
