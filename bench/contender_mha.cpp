@@ -12,14 +12,14 @@
 #include "support/machine.hpp"
 
 // What older versions of the library lack is left out, so that they can be measured as well.
-#if __has_include(<mha/lanes.hpp>)
-#include <mha/lanes.hpp>
+#if __has_include(<mha/rules/lanes.hpp>)
+#include <mha/rules/lanes.hpp>
 #define MHA_BENCH_HAS_LANES 1
 #else
 #define MHA_BENCH_HAS_LANES 0
 #endif
-#if __has_include(<mha/kernels/dispatch.hpp>)
-#include <mha/kernels/dispatch.hpp>
+#if __has_include(<mha/instruction_set.hpp>)
+#include <mha/instruction_set.hpp>
 #define MHA_BENCH_HAS_TARGETS 1
 #else
 #define MHA_BENCH_HAS_TARGETS 0

@@ -2,9 +2,11 @@
 #
 # Includes each header that a user may include in a source that is compiled as C++17: the compiler
 # must name the flag that is missing, and say little else: at most 6 lines where a header includes
-# mha/language.hpp itself, else at most 10.
+# mha/internal/support/language.hpp itself, else at most 10.
 string(REPLACE "|" ";-isystem;" system_includes "|${SYSTEM_INCLUDE_DIRS}")
-file(GLOB headers RELATIVE ${INCLUDE_DIR} ${INCLUDE_DIR}/mha/*.hpp ${INCLUDE_DIR}/mha/io/*.hpp)
+file(GLOB headers RELATIVE ${INCLUDE_DIR}
+  ${INCLUDE_DIR}/mha/*.hpp ${INCLUDE_DIR}/mha/rules/*.hpp ${INCLUDE_DIR}/mha/reference/*.hpp
+  ${INCLUDE_DIR}/mha/io/*.hpp)
 list(LENGTH headers count)
 if(count LESS 40)
   message(FATAL_ERROR "expected the headers of the library in ${INCLUDE_DIR}, got ${count} files")
@@ -19,7 +21,7 @@ foreach(header IN LISTS headers)
   string(REGEX MATCHALL "\n" lines "${output}")
   list(LENGTH lines lines)
   set(most 10)
-  file(STRINGS ${INCLUDE_DIR}/${header} direct REGEX "#include .mha/language.hpp.")
+  file(STRINGS ${INCLUDE_DIR}/${header} direct REGEX "#include .mha/internal/support/language.hpp.")
   if(direct)
     set(most 6)
   endif()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The kernels on other processors than that of the tests (targets.hpp): attention under every kind of rule
-// and the layer against the formula of reference.hpp, and that a query has the same bits in any
+// and the layer against the formula of reference/forward.hpp, and that a query has the same bits in any
 // block. Cross-compiled and run in an emulator, which is slow: therefore small, without Catch2, and
 // with the formula in double, whose rounding the tolerances allow for.
 #include <mha/mha.hpp>

@@ -9,7 +9,7 @@
     if (!(condition)) throw std::logic_error(#condition); \
   } while (false)
 
-#include <mha/kernels/tile_memory.hpp>
+#include <mha/internal/kernels/tile_memory.hpp>
 
 #include <vector>
 

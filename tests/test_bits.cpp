@@ -4,7 +4,7 @@
 // for any number of threads, beside any others in a block or a batch, in one prefill or several,
 // with heads grouped or repeated, whatever the layout of its inputs and wherever it is computed. All
 // under every kind of rule. Built with -O2, where compilers fuse multiply-adds as they like.
-#include <mha/scores.hpp>
+#include <mha/attention_scores.hpp>
 
 #include "support/matchers.hpp"
 #include "support/targets.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/blocks.hpp: block-sparse masks. A word of a picture is a query row, a letter a key row, x = may
+// mha/rules/blocks.hpp: block-sparse masks. A word of a picture is a query row, a letter a key row, x = may
 // attend.
 #include <mha/mha.hpp>
 

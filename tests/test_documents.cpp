@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/documents.hpp: documents packed into one sequence. A word of a picture is a query row, a letter
+// mha/rules/documents.hpp: documents packed into one sequence. A word of a picture is a query row, a letter
 // a key row, x = may attend.
 #include <mha/mha.hpp>
 

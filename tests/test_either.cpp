@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/either.hpp: `a | b` of masks. The pictures are those of test_mask.cpp: a word is a query row, a
+// mha/rules/either.hpp: `a | b` of masks. The pictures are those of test_mask.cpp: a word is a query row, a
 // letter a key row, x = may attend.
 #include <mha/mha.hpp>
 

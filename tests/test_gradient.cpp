@@ -2,8 +2,8 @@
 //
 // The backward pass: against hand-computed gradients, central differences and dual numbers over a
 // random grid of all options at once, and what it promises about masks and bits.
-#include <mha/dropout.hpp>
-#include <mha/gradient.hpp>
+#include <mha/attention_gradient.hpp>
+#include <mha/rules/dropout.hpp>
 
 #include <random>
 

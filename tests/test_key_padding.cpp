@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/key_padding.hpp: which keys of each sequence there are. A word of a picture is a query row, a
+// mha/rules/key_padding.hpp: which keys of each sequence there are. A word of a picture is a query row, a
 // letter a key row, x = may attend.
 #include <mha/mha.hpp>
 

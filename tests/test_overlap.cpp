@@ -2,7 +2,7 @@
 //
 // Whether two views share memory: never denied where they do, and denied for every layout that is
 // used in practice.
-#include <mha/overlap.hpp>
+#include <mha/internal/support/overlap.hpp>
 
 #include <random>
 #include <vector>

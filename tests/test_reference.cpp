@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/reference.hpp, against numbers worked out by hand: it is what everything else is compared
+// mha/reference/forward.hpp, against numbers worked out by hand: it is what everything else is compared
 // with.
-#include <mha/reference.hpp>
+#include <mha/reference/forward.hpp>
 #include <mha/score.hpp>
 
 #include "support/matchers.hpp"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/rules.hpp: what a rule may say, and how `&` joins several.
-#include <mha/scores.hpp>
+// mha/rules/combine.hpp: what a rule may say, and how `&` joins several.
+#include <mha/attention_scores.hpp>
 
 #include "support/matchers.hpp"
 
@@ -16,7 +16,7 @@ using mha::test::random_matrix;
 
 namespace {
 
-// A user's rules: any of the members that mha/rules.hpp names.
+// A user's rules: any of the members that mha/rules/combine.hpp names.
 struct EvenKeys : mha::Rule {
   bool allowed(const Extent& /*extent*/, Index /*b*/, Index /*h*/, Index /*i*/, Index j) const {
     return j % 2 == 0;

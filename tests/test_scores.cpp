@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/scores.hpp: the matrix that the softmax sees, at each of its stages.
-#include <mha/scores.hpp>
+// mha/attention_scores.hpp: the matrix that the softmax sees, at each of its stages.
+#include <mha/attention_scores.hpp>
 
 #include <cmath>
 

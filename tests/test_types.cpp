@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
-// mha/types.hpp and mha/floating.hpp: how memory is seen as matrices and tensors, and questions
+// mha/types.hpp and mha/internal/support/floating.hpp: how memory is seen as matrices and tensors, and questions
 // about single numbers.
-#include <mha/floating.hpp>
+#include <mha/internal/support/floating.hpp>
 #include <mha/types.hpp>
 
 #include <complex>

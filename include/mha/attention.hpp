@@ -4,17 +4,19 @@
 //     scaled_dot_product_attention(query, key, value, rule)      one head, Eigen matrices
 //     attention(query, key, value, rule)                         [batch, head, token, channel]
 // each with a `_forward` that returns weights and lse too, and attention_into, which writes to
-// memory of yours. attention_scores (scores.hpp) shows what the softmax sees. Each of them takes,
+// memory of yours. attention_scores (attention_scores.hpp) shows what the softmax sees. Each of them takes,
 // after what it reads, nothing, a rule, options, or a rule and options (call_form.hpp):
 //     attention(q, k, v)                        attention(q, k, v, causal())
 //     attention(q, k, v, {.past_len = 3})       attention(q, k, v, causal(), {.past_len = 3})
 // The checks are in batch.hpp.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
-#include "mha/batch.hpp"
-#include "mha/call_form.hpp"
+#include "mha/internal/call/batch.hpp"
+#include "mha/internal/call/call_form.hpp"
+#include "mha/internal/support/argument.hpp"
+#include "mha/score.hpp"
 
 namespace mha {
 

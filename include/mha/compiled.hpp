@@ -7,7 +7,7 @@
 // with other flags (-march) than the library. Everything else stays as it is, header-only.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #if defined(MHA_COMPILED_LIBRARY)  // its one source
 #define MHA_COMPILED_TEMPLATE template

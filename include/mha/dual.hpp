@@ -3,13 +3,13 @@
 // Dual numbers, x + x' e with e^2 = 0: a number and its derivative along one direction, carried
 // through any formula. The layer, and attention with any rule, take them as their Scalar (forward-
 // mode differentiation); score functions are differentiated with them in the backward pass
-// (gradient.hpp).
+// (attention_gradient.hpp).
 //     Dual<double> x(2, 1);  auto y = exp(x) * x;    // y.slope = d/dx (e^x x) at 2
 // Source: Clifford 1873, Preliminary sketch of biquaternions; Griewank, Walther 2008, Evaluating
 // derivatives, section 3.1.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <Eigen/Core>
 #include <cmath>

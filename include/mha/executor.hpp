@@ -10,7 +10,7 @@
 // arithmetic, so that the bits are the same whoever runs it.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #if __has_include(<Eigen/ThreadPool>)
 #include <Eigen/ThreadPool>  // Eigen 5

@@ -7,13 +7,13 @@
 // Work in double: in float rounding leaves three digits.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "mha/checks.hpp"
+#include "mha/internal/support/checks.hpp"
 
 namespace mha {
 

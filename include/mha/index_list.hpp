@@ -3,7 +3,7 @@
 // Lists of whole numbers in calls and rules: one number for all sequences, or one for each.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <algorithm>
 #include <concepts>
@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "mha/error.hpp"
-#include "mha/rule.hpp"
+#include "mha/internal/support/error.hpp"
+#include "mha/rules/rule.hpp"
 
 namespace mha {
 

@@ -8,17 +8,19 @@
 // untouched. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
-#include "mha/batch.hpp"
-#include "mha/call_form.hpp"
-#include "mha/initialise.hpp"
-#include "mha/layer_check.hpp"
-#include "mha/layer_gradient.hpp"
-#include "mha/layer_pass.hpp"
+#include "mha/internal/call/batch.hpp"
+#include "mha/internal/call/call_form.hpp"
+#include "mha/internal/layer/backward.hpp"
+#include "mha/internal/layer/check.hpp"
+#include "mha/internal/layer/forward.hpp"
+#include "mha/internal/layer/sequences.hpp"
+#include "mha/internal/support/initialise.hpp"
 #include "mha/multi_head_config.hpp"
+#include "mha/multi_head_training.hpp"
 #include "mha/projection.hpp"
-#include "mha/sequences.hpp"
+#include "mha/score.hpp"
 
 namespace mha {
 

@@ -4,14 +4,14 @@
 // rows of one call (MultiHeadOptions). Read next: multi_head.hpp.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
 
 #include "mha/executor.hpp"
-#include "mha/initialise.hpp"
+#include "mha/internal/support/initialise.hpp"
 #include "mha/rotary.hpp"
 #include "mha/workspace.hpp"
 

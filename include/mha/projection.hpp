@@ -10,9 +10,10 @@
 // The layer's four projections are such maps: these functions take the layer's way, with its bits.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
-#include "mha/projection_call.hpp"
+#include "mha/internal/projection/call.hpp"
+#include "mha/internal/support/argument.hpp"
 
 namespace mha {
 

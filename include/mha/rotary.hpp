@@ -11,14 +11,15 @@
 // Channels from dim on pass through. Source: Su et al. 2021, arXiv:2104.09864, section 3.4.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "mha/checks.hpp"
-#include "mha/mask.hpp"
+#include "mha/index_list.hpp"
+#include "mha/internal/support/checks.hpp"
+#include "mha/internal/support/saturate.hpp"
 
 namespace mha {
 

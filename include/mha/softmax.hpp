@@ -9,10 +9,11 @@
 // arXiv:2205.14135.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
-#include "mha/checks.hpp"
-#include "mha/floating.hpp"
+#include "mha/internal/support/argument.hpp"
+#include "mha/internal/support/checks.hpp"
+#include "mha/internal/support/floating.hpp"
 
 namespace mha {
 namespace detail {

@@ -7,10 +7,10 @@
 //   MatrixView<Scalar>  one (batch, head) of a TensorView: pointer, rows, columns, two strides
 // and the conversions into them: from Eigen matrices and expressions, Eigen tensors, raw pointers.
 // Nothing here copies an argument that can be read where it lies.
-// Read next: reference.hpp for the formula, rule.hpp for masks and score modifiers.
+// Read next: reference/forward.hpp for the formula, rules/rule.hpp for masks and score modifiers.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <Eigen/Core>
 #include <array>
@@ -18,7 +18,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "mha/sizes.hpp"
+#include "mha/internal/support/sizes.hpp"
 
 namespace mha {
 
@@ -359,31 +359,6 @@ requires detail::OwnsMemory<T>
 auto tensor_view(T&& t MHA_LIFETIMEBOUND) { return detail::view_of_tensor(t); }
 
 namespace detail {
-
-/// A matrix argument: the memory of anything that has some, else the evaluated expression.
-template <EigenDense M>
-class Argument {
- public:
-  using Scalar = typename std::remove_cvref_t<M>::Scalar;
-
-  explicit Argument(const M& m) {
-    if constexpr (EigenInMemory<M>) {
-      view_ = matrix_view(m);
-    } else {
-      storage_ = m;
-      view_ = matrix_view(storage_);
-    }
-  }
-  Argument(const Argument&) = delete;
-  Argument& operator=(const Argument&) = delete;
-
-  MatrixView<const Scalar> view() const { return view_; }
-
- private:
-  struct Nothing {};
-  std::conditional_t<EigenInMemory<M>, Nothing, Matrix<Scalar>> storage_;
-  MatrixView<const Scalar> view_;
-};
 
 /// `value` in another scalar type; a half becomes a double by way of float.
 template <class To, class From>

@@ -4,7 +4,7 @@
 // reads the three numbers from here, and so do the package and pkg-config files.
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #define MHA_VERSION_MAJOR 0
 #define MHA_VERSION_MINOR 1

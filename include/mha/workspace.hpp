@@ -11,7 +11,7 @@
 // attention_workspace_bytes() and MultiHead::workspace_bytes().
 #pragma once
 
-#include "mha/language.hpp"
+#include "mha/internal/support/language.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +19,7 @@
 #include <new>
 #include <utility>
 
-#include "mha/error.hpp"
+#include "mha/internal/support/error.hpp"
 
 namespace mha {
 

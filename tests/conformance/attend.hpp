@@ -13,8 +13,8 @@
 
 #include "case.hpp"
 #include "mha/attention.hpp"
-#include "mha/gradient.hpp"
-#include "mha/scores.hpp"
+#include "mha/attention_gradient.hpp"
+#include "mha/attention_scores.hpp"
 
 namespace mha::conformance {
 

@@ -17,7 +17,7 @@
 #include <iterator>
 #include <map>
 
-#include <mha/kernels/dispatch.hpp>
+#include <mha/internal/kernels/dispatch.hpp>
 
 #include "fuzz/differential.hpp"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What attention must give: the formula of reference.hpp in long double over the very same inputs,
+// What attention must give: the formula of reference/forward.hpp in long double over the very same inputs,
 // and how far rounding may take another way of computing it.
 #pragma once
 

@@ -4,7 +4,7 @@
 // -ffast-math too, because they look at bits.
 #pragma once
 
-#include <mha/floating.hpp>
+#include <mha/internal/support/floating.hpp>
 
 #include <cstring>
 #include <limits>

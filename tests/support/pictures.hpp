@@ -4,7 +4,7 @@
 // not. Taken from attention itself, twice: from its weights and from attention_scores().
 #pragma once
 
-#include <mha/scores.hpp>
+#include <mha/attention_scores.hpp>
 
 #include <string>
 

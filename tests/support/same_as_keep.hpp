@@ -4,7 +4,7 @@
 // forward and backward, has the same bits, on each instruction set.
 #pragma once
 
-#include <mha/gradient.hpp>
+#include <mha/attention_gradient.hpp>
 
 #include "support/matchers.hpp"
 #include "support/targets.hpp"

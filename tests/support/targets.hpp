@@ -3,7 +3,7 @@
 // Tests that run once per instruction set.
 #pragma once
 
-#include <mha/kernels/dispatch.hpp>
+#include <mha/instruction_set.hpp>
 
 #include <vector>
 

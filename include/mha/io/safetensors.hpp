@@ -8,7 +8,7 @@
 // Read next: mha/io/safetensors_header.hpp for the format and its checks.
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
 #include <mha/io/safetensors_reader.hpp>
 #include <mha/io/safetensors_writer.hpp>

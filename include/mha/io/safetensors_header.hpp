@@ -8,9 +8,9 @@
 // Source: https://github.com/huggingface/safetensors, README section "Format".
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
-#include <mha/error.hpp>
+#include <mha/internal/support/error.hpp>
 
 #include <Eigen/Core>
 

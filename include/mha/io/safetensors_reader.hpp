@@ -4,9 +4,9 @@
 // exception that says where, never a crash or an allocation out of proportion to the file.
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
-#include <mha/error.hpp>
+#include <mha/internal/support/error.hpp>
 #include <mha/io/safetensors_values.hpp>
 
 #include <algorithm>

@@ -4,7 +4,7 @@
 // between them. Used by the reader and the writer.
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
 #include <mha/io/safetensors_header.hpp>
 

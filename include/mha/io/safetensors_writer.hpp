@@ -3,9 +3,9 @@
 // Writes safetensors files: class SafetensorsWriter.
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
-#include <mha/error.hpp>
+#include <mha/internal/support/error.hpp>
 #include <mha/io/safetensors_values.hpp>
 
 #include <algorithm>

@@ -13,7 +13,7 @@
 // "layer.safetensors").
 #pragma once
 
-#include <mha/language.hpp>
+#include <mha/internal/support/language.hpp>
 
 #include <mha/io/safetensors.hpp>
 #include <mha/multi_head.hpp>

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+//
+// A whole call: many heads of many sequences. Its checks, and how it is cut into heads and
+// computed: by the kernels (float, double, 16-bit types) or by reference/forward.hpp (every other scalar).
+// What attention.hpp and multi_head.hpp share.
+#pragma once
+
+#include "mha/executor.hpp"
+#include "mha/index_list.hpp"
+#include "mha/internal/kernels/attend.hpp"
+#include "mha/internal/support/checks.hpp"
+#include "mha/reference/forward.hpp"
+#include "mha/rules/combine.hpp"
+
+namespace mha::detail {
+
+/// Where one sequence lies among the rows.
+struct Segment {
+  Index query_row = 0;
+  Index query_len = 0;
+  Index key_row = 0;
+  Index kv_len = 0;
+};
+
+/// A whole call, checked: its tensors, and how one head of one sequence is cut out of them.
+template <class In, class Out = In, class Acc = accumulator_t<In>>
+struct BatchTask {
+  TensorView<const In> query;
+  TensorView<const In> key;
+  TensorView<const In> value;
+  TensorView<Out> output;
+  TensorView<Acc> weights;
+  TensorView<Acc> lse;
+  const IndexList* past_len = nullptr;  ///< of the call's options; null = 0
+  /// Null: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of all
+  /// num_segments sequences; weights has one per sequence.
+  const Segment* segments = nullptr;
+  Index num_segments = 0;
+
+  Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
+  /// Of the longest sequence.
+  Index query_len() const { return longest(query, &Segment::query_len); }
+  Index kv_len() const { return longest(key, &Segment::kv_len); }
+  Segment segment(Index b) const {
+    if (segments == nullptr) return {0, query.size(2), 0, key.size(2)};
+    return segments[b];
+  }
+  Extent extent(Index b) const {
+    const Segment s = segment(b);
+    return {query.size(1), s.query_len, s.kv_len, past_len == nullptr ? 0 : (*past_len)[b]};
+  }
+  HeadTask<In, Out, Acc> head(Index b, Index h) const {
+    const Segment s = segment(b);
+    const Index entry = segments == nullptr ? b : 0;
+    const Index kv_head = h / (query.size(1) / key.size(1));
+    HeadTask<In, Out, Acc> task;
+    task.query = query.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    task.key = key.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    task.value = value.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    task.output = output.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    if (weights.data != nullptr) {
+      task.weights = weights.matrix(b, h).block(0, 0, s.query_len, s.kv_len);
+    }
+    if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
+    return task;
+  }
+
+ private:
+  Index longest(const TensorView<const In>& tensor, Index Segment::*len) const {
+    if (segments == nullptr) return tensor.size(2);
+    Index most = 0;
+    for (Index b = 0; b < num_segments; ++b) most = std::max(most, segments[b].*len);
+    return most;
+  }
+};
+
+/// Do the kernels compute in this type?
+template <class Acc>
+inline constexpr bool has_kernels = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
+
+/// Every head of every sequence, head by head: for scalars that the kernels do not take.
+template <class In, class Out, class Acc, class RuleSet>
+void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
+                    const Executor& executor) {
+  const Index num_heads = call.query.size(1);
+  executor.parallel_for(call.batch() * num_heads, [&](Index k) {
+    const Index b = k / num_heads;
+    const Index h = k % num_heads;
+    const HeadTask<In, Out, Acc> task = call.head(b, h);
+    reference::attend(rules, call.extent(b), b, h, task);
+  });
+}
+
+/// Every head of every sequence.
+template <class In, class Out, class Acc, class RuleSet>
+void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
+            [[maybe_unused]] Workspace* workspace) {
+  if constexpr (has_kernels<Acc>) {
+    const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
+    const CallMemory memory(workspace, plan.bytes());
+    kernels::attend<In, Out, Acc>(call, rules, plan, executor, {memory.data(), memory.size()});
+  } else {
+    attend_plainly(call, rules, executor);
+  }
+}
+
+}  // namespace mha::detail
+
+#if defined(MHA_COMPILED_TEMPLATE)
+namespace mha::kernels {
+#define MHA_COMPILED_COMPUTE(T)                                                            \
+  MHA_COMPILED_TEMPLATE void compute<T, T, T>(const mha::detail::BatchTask<T>&,            \
+                                              const RuleCalls<T>&, Target, const Plan<T>&, \
+                                              const Executor&, const MemoryBlock&);
+MHA_COMPILED_COMPUTE(float)
+MHA_COMPILED_COMPUTE(double)
+#undef MHA_COMPILED_COMPUTE
+}  // namespace mha::kernels
+#endif
+
+namespace mha::detail {
+
+/// Where the inputs of a call lie.
+struct InputRanges {
+  AddressRange query, key, value;
+};
+
+/// Says which sizes of query, key and value do not fit each other.
+[[noreturn]] MHA_COLD inline void refuse_inputs(const char* where,
+                                                const std::array<Index, 4>& query,
+                                                const std::array<Index, 4>& key,
+                                                const std::array<Index, 4>& value) {
+  require(key[0] == query[0], where, ": key must have query's batch, got ", key[0], " and ",
+          query[0]);
+  require(value[0] == query[0], where, ": value must have query's batch, got ", value[0], " and ",
+          query[0]);
+  require(value[1] == key[1], where, ": value must have as many heads as key, got ", value[1],
+          " and ", key[1]);
+  require(key[1] == 0 ? query[1] == 0 : query[1] % key[1] == 0, where,
+          ": the heads of key must divide those of query, got ", key[1], " and ", query[1]);
+  require(key[3] == query[3], where, ": key.cols() must equal query.cols() (head_dim), got ",
+          key[3], " and ", query[3]);
+  require(value[2] == key[2], where, ": value.rows() must equal key.rows() (kv_len), got ",
+          value[2], " and ", key[2]);
+  fail<std::invalid_argument>(std::string("mha::") + where +
+                              ": batch * num_heads * query_len must not overflow, got " +
+                              text(query[0]) + ", " + text(query[1]) + " and " + text(query[2]));
+}
+
+/// past_len is none, one number, or one per sequence.
+inline void check_past_count(const char* where, const IndexList& past_len, Index batch) {
+  require(past_len.size() <= 1 || past_len.size() == batch, where,
+          ": past_len must be one number, or one per sequence, got ", past_len.size(),
+          " for a batch of ", batch);
+}
+
+inline void check_past_len(const char* where, Index past_len, Index kv_len) {
+  require(past_len >= 0 && past_len <= kv_len, where,
+          ": past_len must lie between 0 and kv_len, got ", past_len, " and ", kv_len);
+}
+
+/// The checks of query, key, value and past_len.
+template <class Scalar>
+std::pair<CallExtent, InputRanges> check_inputs(const char* where,
+                                                const TensorView<const Scalar>& query,
+                                                const TensorView<const Scalar>& key,
+                                                const TensorView<const Scalar>& value,
+                                                const IndexList& past_len, Memory memory) {
+  const InputRanges ranges{check_view(where, kQuery, query, memory),
+                           check_view(where, kKey, key, memory),
+                           check_view(where, kValue, value, memory)};
+  const bool heads_fit = key.size(1) == 0 ? query.size(1) == 0 : query.size(1) % key.size(1) == 0;
+  const bool fits = ((key.size(0) ^ query.size(0)) | (value.size(0) ^ query.size(0)) |
+                     (value.size(1) ^ key.size(1)) | (key.size(3) ^ query.size(3)) |
+                     (value.size(2) ^ key.size(2))) == 0;
+  Index rows = 0;
+  if (!fits || !heads_fit || !multiplies(query.size(0) * query.size(1), query.size(2), rows)) {
+    refuse_inputs(where, query.sizes, key.sizes, value.sizes);
+  }
+  check_past_count(where, past_len, query.size(0));
+  for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
+  return {{where, query.size(0), query.size(1), query.size(2), key.size(2), false}, ranges};
+}
+
+/// The checks of every entry over tensors. Nothing has been written when they throw.
+/// @param memory  unused: only sizes count, data may be null
+template <class Scalar, class RuleSet>
+std::pair<CallExtent, InputRanges> check_attention(const char* where,
+                                                   const TensorView<const Scalar>& query,
+                                                   const TensorView<const Scalar>& key,
+                                                   const TensorView<const Scalar>& value,
+                                                   const RuleSet& rules, const IndexList& past_len,
+                                                   Memory memory = Memory::needed) {
+  const auto checked = check_inputs(where, query, key, value, past_len, memory);
+  const CallExtent& call = checked.first;
+  rules.template check<accumulator_t<Scalar>>(call);
+  const bool has_said = !past_len.empty();
+  if (RuleSet::kPlaces + int{has_said} > 1) {
+    for (Index b = 0; b < call.batch; ++b) {
+      rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b,
+                        has_said);
+    }
+  }
+  return checked;
+}
+
+template <class T>
+using element_t =
+    std::remove_const_t<std::remove_pointer_t<decltype(tensor_view(std::declval<T&>()).data)>>;
+
+/// The checks of types at every public entry, each with a sentence. A class, so that a wrong call
+/// meets them before anything else: `static_assert(TypesFit<...>::kChecked)`.
+template <class Q, class K, class V, class RuleType>
+struct TypesFit {
+  static_assert(IsRule<RuleType>,
+                "mha: the argument after value must be a mask or score modifier made by one of the "
+                "factories: causal(), lengths(n), keep(boolean matrix), bias(matrix), ...");
+  static_assert(std::is_same_v<Q, K> && std::is_same_v<Q, V>,
+                "mha: query, key and value must share one Scalar");
+  static_assert(AttentionScalar<Q>,
+                "mha: the Scalar of attention must be a real floating-point type: float, double, "
+                "Eigen::half, Eigen::bfloat16, or a number with Eigen NumTraits");
+  static constexpr bool kChecked = true;
+};
+
+}  // namespace mha::detail

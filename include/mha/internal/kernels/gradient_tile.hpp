@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp, over one chunk of keys.
+// Key tile by key tile the weights are computed once more from lse; then, on the same register tile as
+// everything:
+//     dP^T = V dO^T                  [key][query]
+//     dS^T = P^T o (dP^T - delta)    delta = dO . O, one number per query
+//     dV  += P^T dO                  [key][channel]     rows of dO as vectors
+//     dK  += dS^T Q                  [key][channel]     rows of Q as vectors; times scale at the end
+//     dQ^T += K^T dS^T               [channel][query]   times scale at the end
+// Sums over the tile's queries, and over a tile's keys, begin at 0 and are then added. gradient_walk.hpp says
+// to what.
+// Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
+#pragma once
+
+#include "mha/internal/kernels/query_tile.hpp"
+#include "mha/reference/backward.hpp"
+
+namespace mha::kernels {
+
+/// What rules do in the backward pass, without their types.
+template <class T>
+struct GradientCalls {
+  /// grad (a panel) becomes the gradient of the capped scores (tile.s); null if it is that already.
+  void (*score_gradient)(const void* rules, const ModifyTile<T>& tile, T* grad) = nullptr;
+  void (*collect_sink)(const void* rules, Index h, T grad) = nullptr;
+};
+
+namespace detail {
+
+template <class T, class RuleSet>
+void score_gradient(const void* rules, const ModifyTile<T>& tile, T* grad) {
+  for (Index j = 0; j < tile.keys; ++j) {
+    for (Index i = 0; i < tile.queries; ++i) {
+      T& g = grad[j * tile.row_stride + i];
+      if (g == T(0)) continue;  // masked, or nothing to pass on
+      g = static_cast<const RuleSet*>(rules)->score_gradient(
+          tile.s[j * tile.row_stride + i], g, *tile.extent, tile.b, tile.h, tile.first_query + i,
+          tile.first_key + j);
+    }
+  }
+}
+
+template <class T, class RuleSet>
+void collect_sink(const void* rules, Index h, T grad) {
+  static_cast<const RuleSet*>(rules)->collect_sink_gradient(h, grad);
+}
+
+}  // namespace detail
+
+template <class T, class RuleSet>
+GradientCalls<T> gradient_calls() {
+  GradientCalls<T> calls;
+  if constexpr (!RuleSet::kAdditiveScore) calls.score_gradient = detail::score_gradient<T, RuleSet>;
+  if constexpr (RuleSet::kCollectsGradient) calls.collect_sink = detail::collect_sink<T, RuleSet>;
+  return calls;
+}
+
+/// Sums over queries, of some keys: dK without its scale [key][wide head_dim], dV [key][wide value_dim].
+template <class T>
+struct KeySums {
+  T* key = nullptr;
+  T* value = nullptr;
+};
+
+/// The memory of one tile.
+template <class T>
+struct GradientTileMemory {
+  Index wide_head = 0;   ///< head_dim in whole vectors
+  Index wide_value = 0;  ///< value_dim in whole vectors
+  TileScratch<T> scratch;
+  QueryTileMemory<T> tile;
+  T* grad_output = nullptr;       ///< panel [value_dim]: dO^T
+  T* output = nullptr;            ///< panel [value_dim]: O^T
+  T* grad_scores = nullptr;       ///< panel [kKeyTile]: dP^T, then dS^T
+  T* capped = nullptr;            ///< panel [kKeyTile]: scores as modifiers see them
+  T* part = nullptr;              ///< panel [head_dim]: a key tile's part of dQ^T
+  T* query_rows = nullptr;        ///< [query][wide_head]
+  T* grad_output_rows = nullptr;  ///< [query][wide_value]
+  T* lse = nullptr;               ///< lanes
+
+  GradientTileMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
+      : wide_head(round_up(sizes.head_dim, kLine)),
+        wide_value(round_up(sizes.value_dim, kLine)),
+        scratch(of_one_tile(sizes), arena),
+        tile(of_one_tile(sizes), scratch, arena) {
+    constexpr Index kWide = kLanes<T>;
+    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
+    grad_output = arena.take<T>(sizes.value_dim * kWide);
+    output = tile.states.now.acc;
+    grad_scores = arena.take<T>(keys * kWide);
+    if (keeps_capped) capped = arena.take<T>(keys * kWide);
+    part = arena.take<T>(sizes.head_dim * kWide);
+    query_rows = arena.take<T>(kWide * wide_head);
+    grad_output_rows = arena.take<T>(kWide * wide_value);
+    lse = arena.take<T>(kWide);
+  }
+
+ private:
+  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+  /// No state of the forward pass waits for another here.
+  static TileSizes of_one_tile(TileSizes sizes) {
+    sizes.kv_len = std::min(sizes.kv_len, kKeyTile);
+    return sizes;
+  }
+};
+
+template <class In, class T>
+class GradientTile : public QueryTile<In, In, T> {
+ public:
+  using Tile = QueryTile<In, In, T>;
+  using Tile::kGroup;
+  using Tile::kWide;
+
+  GradientTile(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
+               const GradientCalls<T>& gradient_calls, const GradientTileMemory<T>& memory)
+      : Tile(head, memory.tile), grad_task_(task), grad_calls_(gradient_calls), to_(memory) {
+    this->capped_ = memory.capped;
+  }
+
+  /// Queries first, ..., first + count - 1, 0 < count <= kWide, for a chunk of keys that begins at `chunk`.
+  /// False: none of them may attend to any of it, and their share of every sum is 0.
+  bool start(Index first, Index count, Index chunk) {
+    this->place(first, count);
+    this->find_ranges();
+    if (std::max(begin_, chunk) >= std::min(end_, chunk + kKeyChunk)) return false;
+    this->pack_queries();
+    if (calls_.dropout_row != nullptr) this->start_dropout();
+    return true;
+  }
+
+  /// dO as a panel, and its products with O: what take_rows() needs, if they are not known.
+  void find_delta(Index first, Index count, T* delta) {
+    this->place(first, count);
+    pack_grad_output();
+    pack_rows(grad_task_.output, to_.output);
+    kernels_.dot(to_.grad_output, to_.output, task_.value.cols, this->vectors_of(groups_), delta);
+  }
+  void pack_grad_output() { pack_rows(grad_task_.grad_output, to_.grad_output); }
+
+  /// lse, and rows of Q and dO. Queries without a key count as 0, whatever their rows hold.
+  void take_rows(const T* delta) {
+    delta_ = delta;
+    copy_rows(task_.query, to_.query_rows, to_.wide_head);
+    copy_rows(grad_task_.grad_output, to_.grad_output_rows, to_.wide_value);
+    for (Index l = 0; l < groups_ * kGroup; ++l) {
+      const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
+      const bool dead =
+          mha::detail::is_minus_infinity(lse) || (at_.allowed[l] == 0 && !calls_.may_mask);
+      to_.lse[l] = lse;
+      if (!dead || l >= count_) continue;
+      std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
+      std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
+    }
+    rows_finite_ =
+        kernels_.all_finite(to_.query_rows, to_.wide_head, 1, count_, to_.wide_head) &&
+        kernels_.all_finite(to_.grad_output_rows, to_.wide_value, 1, count_, to_.wide_value);
+  }
+
+  /// Keys chunk, ..., chunk + kKeyChunk - 1.
+  /// @param grad_query  panel [head_dim]: becomes the chunk's share of dQ^T, without its scale
+  /// @param sums        of the chunk's keys: the tile's share is added
+  void run_chunk(Index chunk, T* grad_query, const KeySums<T>& sums) {
+    bool fresh = true;
+    const Index stop = std::min(end_, chunk + kKeyChunk);
+    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+      if (!this->wants(tile)) continue;
+      const Index from = std::max(tile, begin_);
+      const Index to = std::min(tile + kKeyTile, end_);
+      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
+      const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
+      this->segments_.cut(from, to, groups_);
+      for (const Segment& s : this->segments_) {
+        step(s, key, value, from, tile,
+             {sums.key + (s.begin - chunk) * to_.wide_head,
+              sums.value + (s.begin - chunk) * to_.wide_value});
+      }
+      Upcoming<T> nothing;
+      this->weighted_by(to_.grad_scores, tile, true)
+          .add_to(grad_query, fresh, key, from, to_.part, nothing);
+      fresh = false;
+    }
+    if (fresh) this->zero_panel(grad_query, task_.key.cols);
+  }
+
+  /// Lanes of a panel without a query: they are added up with the others.
+  void zero_unused(T* grad_query) const {
+    if (groups_ == Segments::kGroups) return;
+    WeightedRows<T>::zero_lanes(grad_query, task_.key.cols, groups_, Segments::kGroups);
+  }
+
+  /// seen[i] becomes nonzero for queries first + i that may attend to a key of the chunk.
+  void note_seen(int_of<T>* seen) const {
+    for (Index l = 0; l < count_; ++l) seen[l] |= at_.allowed[l];
+  }
+
+  /// Writes dQ of queries first, ..., first + count - 1 from the sum of all chunks' shares.
+  void write(Index first, Index count, const T* grad_query) {
+    this->place(first, count);
+    const MatrixView<In> rows = grad_task_.grad_query.middle_rows(first_, count_);
+    T* const scale = at_.correction;
+    std::fill_n(scale, groups_ * kGroup, calls_.scale);
+    if constexpr (std::is_same_v<In, T>) {
+      kernels_.unpack(grad_query, kWide, scale, nullptr, rows.data, rows.row_stride,
+                      rows.col_stride, count_, rows.cols);
+    } else {
+      kernels_.unpack(grad_query, kWide, scale, nullptr, at_.scratch.output, rows.cols, 1, count_,
+                      rows.cols);
+      for (Index r = 0; r < count_; ++r) {
+        for (Index d = 0; d < rows.cols; ++d) {
+          rows(r, d) = mha::detail::convert<In>(at_.scratch.output[r * rows.cols + d]);
+        }
+      }
+    }
+  }
+
+  /// Gives a learned sink its gradient.
+  /// @param seen, delta  of the queries: whether they may attend to a key
+  void collect_sink(Index first, Index count, const int_of<T>* seen, const T* delta) const {
+    T sink;
+    if (grad_calls_.collect_sink == nullptr || !calls_.sink(calls_.rules, head_.h, sink)) return;
+    for (Index l = 0; l < count; ++l) {
+      const T lse = grad_task_.lse(first + l, 0);
+      // A sink of +infinity takes all the weight: its gradient is 0.
+      if (mha::detail::is_minus_infinity(lse) || seen[l] == 0 ||
+          mha::detail::is_minus_infinity(-sink)) {
+        continue;
+      }
+      grad_calls_.collect_sink(calls_.rules, head_.h, -std::exp(sink - lse) * delta[l]);
+    }
+  }
+
+ private:
+  using Tile::at_;
+  using Tile::begin_;
+  using Tile::calls_;
+  using Tile::count_;
+  using Tile::end_;
+  using Tile::first_;
+  using Tile::groups_;
+  using Tile::head_;
+  using Tile::kernels_;
+  using Tile::task_;
+
+  void pack_rows(const MatrixView<const In>& all, T* panel) {
+    const MatrixView<const T> rows = rows_of(all, at_.scratch.output, first_, first_ + count_);
+    kernels_.pack(rows.data, rows.row_stride, rows.col_stride, count_, rows.cols, T(1), panel,
+                  kWide, groups_ * kGroup);
+  }
+
+  void copy_rows(const MatrixView<const In>& all, T* rows, Index wide) const {
+    for (Index l = 0; l < count_; ++l) {
+      if (std::is_same_v<In, T> && all.col_stride == 1) {
+        std::memcpy(rows + l * wide, all.data + (first_ + l) * all.row_stride,
+                    static_cast<std::size_t>(all.cols) * sizeof(T));
+      } else {
+        for (Index c = 0; c < all.cols; ++c) {
+          rows[l * wide + c] = mha::detail::convert<T>(all(first_ + l, c));
+        }
+      }
+      std::fill(rows + l * wide + all.cols, rows + (l + 1) * wide, T(0));
+    }
+  }
+
+  void step(const Segment& s, const MatrixView<const T>& key, const MatrixView<const T>& value,
+            Index from, Index tile, const KeySums<T>& sums) {
+    const Index keys = s.end - s.begin;
+    const Index lane = s.first_group * kGroup;
+    const Index vectors = this->vectors_of(s.end_group - s.first_group);
+    const Index queries = std::min(count_, s.end_group * kGroup) - lane;
+    T* const p = at_.scratch.s + (s.begin - tile) * kWide + lane;
+    T* const grad = to_.grad_scores + (s.begin - tile) * kWide + lane;
+
+    // P^T
+    this->score(s, key, from, tile);
+    if (!s.whole) {
+      kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
+                        s.begin);
+    }
+    kernels_.weights(p, keys, vectors, to_.lse + lane);
+
+    // dP^T, dS^T
+    Product<T> x = product_of(keys, vectors, value.cols);
+    x.a = value.data + (s.begin - from) * value.row_stride;
+    x.a_row = value.row_stride;
+    x.a_step = value.col_stride;
+    x.b = to_.grad_output + lane;
+    x.b_step = kWide;
+    x.c = grad;
+    x.c_row = kWide;
+    multiply(x);
+    if (calls_.dropout_row != nullptr) {
+      kernels_.drop_gradient(grad, keys, vectors, this->dropout_of(s), calls_.dropout_scale);
+    }
+    kernels_.weight_gradient(p, grad, keys, vectors, delta_ + lane);
+    if (grad_calls_.score_gradient != nullptr) undo_rules(s, grad, tile, queries);
+    if (calls_.softcap > T(0)) {
+      kernels_.softcap_gradient(to_.capped + (s.begin - tile) * kWide + lane, grad, keys, vectors,
+                                calls_.softcap);
+    }
+
+    // dV, dK; dV times dropout's scale at the end
+    if (calls_.dropout_row != nullptr) kernels_.drop(p, keys, vectors, this->dropout_of(s));
+    if (rows_finite_) {
+      x = product_of(keys, to_.wide_value / kernels_.vector_lanes, queries);
+      x.a = p;
+      x.a_row = kWide;
+      x.a_step = 1;
+      x.b = to_.grad_output_rows + lane * to_.wide_value;
+      x.b_step = to_.wide_value;
+      x.c = sums.value;
+      x.c_row = to_.wide_value;
+      x.add = true;
+      multiply(x);
+      x.vectors = to_.wide_head / kernels_.vector_lanes;
+      x.a = grad;
+      x.b = to_.query_rows + lane * to_.wide_head;
+      x.b_step = to_.wide_head;
+      x.c = sums.key;
+      x.c_row = to_.wide_head;
+      multiply(x);
+    } else {
+      add_pair_by_pair(s, p, grad, queries, sums);
+    }
+  }
+
+  static Product<T> product_of(Index rows, Index vectors, Index depth) {
+    Product<T> x;
+    x.rows = rows;
+    x.vectors = vectors;
+    x.depth = depth;
+    return x;
+  }
+  void multiply(Product<T>& x) const {
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
+  }
+
+  /// dV and dK where a query or its gradient is not finite: it must not reach keys that it does not
+  /// see.
+  void add_pair_by_pair(const Segment& s, const T* p, const T* grad, Index queries,
+                        const KeySums<T>& sums) const {
+    const Index lane = s.first_group * kGroup;
+    for (Index j = 0; j < s.end - s.begin; ++j) {
+      add_seen(p + j * kWide, queries, to_.grad_output_rows + lane * to_.wide_value, to_.wide_value,
+               sums.value + j * to_.wide_value);
+      add_seen(grad + j * kWide, queries, to_.query_rows + lane * to_.wide_head, to_.wide_head,
+               sums.key + j * to_.wide_head);
+    }
+  }
+  /// sum += the rows whose weight is not 0, times it.
+  void add_seen(const T* weights, Index queries, const T* rows, Index wide, T* sum) const {
+    for (Index l = 0; l < queries; ++l) {
+      if (weights[l] == T(0)) continue;
+      for (Index c = 0; c < wide; ++c) sum[c] += weights[l] * rows[l * wide + c];
+    }
+  }
+
+  void undo_rules(const Segment& s, T* grad, Index tile, Index queries) {
+    const Index lane = s.first_group * kGroup;
+    ModifyTile<T> at;
+    at.extent = &head_.extent;
+    at.b = head_.b;
+    at.h = head_.h;
+    at.first_query = first_ + lane;
+    at.queries = queries;
+    at.first_key = s.begin;
+    at.keys = s.end - s.begin;
+    at.s = to_.capped + (s.begin - tile) * kWide + lane;
+    at.row_stride = kWide;
+    at.lanes_are_queries = true;
+    grad_calls_.score_gradient(calls_.rules, at, grad);
+  }
+
+  const HeadGradientTask<In, T>& grad_task_;
+  const GradientCalls<T>& grad_calls_;
+  const GradientTileMemory<T>& to_;
+  const T* delta_ = nullptr;  ///< lanes
+  bool rows_finite_ = true;
+};
+
+}  // namespace mha::kernels

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of the query heads that share a key head: in which order queries meet keys, and how the
+// sums over them are put together. Sums over queries run through blocks of 64 rows (32 of double), chunks of
+// 1024, and a binary tree over chunks, counted from the sequence's first query; so do sums over keys, as in
+// chunk_tree.hpp; and those over the heads of a group, by a tree over the head. So the bits depend on nothing
+// else.
+// Pairs of (query chunk, key chunk) are walked in Morton order: a square of pairs, by its four quarters. Both
+// trees close on the way, with memory for one more gradient instead of one for every level.
+//     Q \ K   k0   k1
+//       q0     1    2        after 2 the sums over k0 and k1 are joined for q0's gradient,
+//       q1     3    4        after 3 those over q0 and q1 for k0's, after 4 both others
+#pragma once
+
+#include "mha/internal/kernels/gradient_tile.hpp"
+
+namespace mha::kernels {
+
+/// What the gradients of a key head take beside its tile. Sums over keys of a query block are a panel
+/// [head_dim]; those of a chunk's blocks lie one behind the other.
+template <class T>
+struct GradientMemory {
+  static constexpr Index kBlock = kLanes<T>;  ///< queries
+  static constexpr int kMostLevels =
+      static_cast<int>(waiting_states(chunks_of(mha::detail::kMaxSize))) + 1;
+
+  GradientTileMemory<T> tile;
+  Index panel = 0;  ///< numbers of a block's sum
+  T* grad_query = nullptr;
+  int_of<T>* seen = nullptr;  ///< queries that may attend to a key, so far
+  T* delta = nullptr;         ///< of all queries
+  KeySums<T> sums;
+  ChunkTree<KeySums<T>> heads;
+  /// Of level n - 1, the second of two halves before they are joined.
+  std::array<T*, std::size_t{kMostLevels}> half_query{};
+  std::array<KeySums<T>, std::size_t{kMostLevels}> half_key{};
+
+  /// @param query_len, kv_len  of the longest sequences
+  GradientMemory(const TileSizes& sizes, Index query_len, Index group_size, bool keeps_capped,
+                 Arena& arena)
+      : tile(sizes, keeps_capped, arena),
+        panel(sizes.head_dim * kBlock),
+        sums(take_sums(sizes.kv_len, arena)),
+        heads(take_waiting(waiting_states(group_size), sizes.kv_len, arena),
+              arena.take<Index>(waiting_states(group_size))) {
+    const Index query_chunks = chunks_of(query_len);
+    const Index key_chunks = chunks_of(sizes.kv_len);
+    grad_query = take_panels(key_chunks > 1 ? query_len : kBlock, arena);
+    seen = arena.take<int_of<T>>(round_up(query_len, kBlock));
+    delta = arena.take<T>(round_up(query_len, kBlock));
+    const Index levels = waiting_states(std::max(query_chunks, key_chunks));
+    for (Index level = 1; level <= levels; ++level) {
+      const Index half = Index{1} << (level - 1);
+      const Index tokens = half * kKeyChunk;
+      const auto at = static_cast<std::size_t>(level);
+      if (key_chunks > half) half_query[at] = take_panels(std::min(tokens, query_len), arena);
+      if (query_chunks > half) half_key[at] = take_sums(std::min(tokens, sizes.kv_len), arena);
+    }
+  }
+
+ private:
+  T* take_panels(Index queries, Arena& arena) const {
+    return arena.take<T>((queries + kBlock - 1) / kBlock * panel);
+  }
+  KeySums<T> take_sums(Index keys, Arena& arena) const {
+    T* const key = arena.take<T>(keys * tile.wide_head);
+    return {key, arena.take<T>(keys * tile.wide_value)};
+  }
+  KeySums<T>* take_waiting(Index count, Index keys, Arena& arena) const {
+    auto* const all = arena.take<KeySums<T>>(count);
+    for (Index k = 0; k < count; ++k) {
+      const KeySums<T> one = take_sums(keys, arena);
+      if (all != nullptr) all[k] = one;
+    }
+    return all;
+  }
+};
+
+/// One query head: its dQ is written, its share of dK and dV added up in `sums`.
+template <class In, class T>
+class GradientWalk {
+ public:
+  static constexpr Index kBlock = GradientMemory<T>::kBlock;
+
+  GradientWalk(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
+               const GradientCalls<T>& calls, const GradientMemory<T>& memory)
+      : head_(head),
+        at_(memory),
+        tile_(head, task, calls, memory.tile),
+        query_len_(head.extent.query_len),
+        kv_len_(task.key.rows),
+        query_chunks_(chunks_of(query_len_)),
+        key_chunks_(std::max<Index>(1, chunks_of(kv_len_))) {}  // without keys dQ is 0
+
+  /// @param sums  become those of all queries of the head
+  void run(const KeySums<T>& sums) {
+    if (query_len_ == 0) {
+      clear(sums, kv_len_);
+      return;
+    }
+    std::fill_n(at_.seen, query_len_, int_of<T>(0));
+    if (!one_key_chunk()) {
+      for_each_block(0, query_len_, [&](Index row, Index count) {
+        tile_.find_delta(row, count, at_.delta + row);
+      });
+    }
+    const Index chunks = std::max(query_chunks_, key_chunks_);
+    square(static_cast<int>(waiting_states(chunks)), 0, 0, at_.grad_query, sums);
+    for_each_block(0, query_len_, [&](Index row, Index count) {
+      if (!one_key_chunk()) {
+        tile_.write(row, count, at_.grad_query + row / kBlock * at_.panel);
+      }
+      tile_.collect_sink(row, count, at_.seen + row, at_.delta + row);
+    });
+  }
+
+ private:
+  bool one_key_chunk() const { return key_chunks_ == 1; }
+  template <class F>
+  static void for_each_block(Index first, Index end, const F& f) {
+    for (Index row = first; row < end; row += kBlock) f(row, std::min(kBlock, end - row));
+  }
+
+  /// Query chunks q 2^level, ... and key chunks k 2^level, ..., 2^level of each, as far as there are. False: no
+  /// query may attend to any of the keys, all sums are 0.
+  bool square(int level, Index q, Index k, T* grad_query, const KeySums<T>& sums) {
+    if (level == 0) return pair(q, k, grad_query, sums);
+    const auto at = static_cast<std::size_t>(level);
+    const Index half = Index{1} << (level - 1);
+    const Index tokens = half * kKeyChunk;
+    const bool more_queries = (2 * q + 1) * half < query_chunks_;
+    const bool more_keys = (2 * k + 1) * half < key_chunks_;
+    T* const half_query = at_.half_query[at];
+    const KeySums<T> half_key = at_.half_key[at];
+    T* const lower = one_key_chunk() ? grad_query : grad_query + tokens / kBlock * at_.panel;
+    const KeySums<T> right = {sums.key + tokens * at_.tile.wide_head,
+                              sums.value + tokens * at_.tile.wide_value};
+    bool any = square(level - 1, 2 * q, 2 * k, grad_query, sums);
+    if (more_keys && square(level - 1, 2 * q, 2 * k + 1, half_query, right)) {
+      add_queries(grad_query, half_query, 2 * q * tokens, tokens);
+      any = true;
+    }
+    if (!more_queries) return any;
+    if (square(level - 1, 2 * q + 1, 2 * k, lower, half_key)) {
+      add_keys(sums, half_key, 2 * k * tokens, tokens);
+      any = true;
+    }
+    if (more_keys && square(level - 1, 2 * q + 1, 2 * k + 1, half_query, half_key)) {
+      add_queries(lower, half_query, (2 * q + 1) * tokens, tokens);
+      add_keys(right, half_key, (2 * k + 1) * tokens, tokens);
+      any = true;
+    }
+    return any;
+  }
+
+  /// One chunk of queries and one of keys.
+  bool pair(Index q, Index k, T* grad_query, const KeySums<T>& sums) {
+    bool any = false;
+    const Index chunk = k * kKeyChunk;
+    clear(sums, std::min(kKeyChunk, kv_len_ - chunk));
+    const Index first = q * kKeyChunk;
+    for_each_block(first, std::min(query_len_, first + kKeyChunk), [&](Index row, Index count) {
+      // Of a single chunk of keys nothing is kept: one panel serves all blocks.
+      T* const panel =
+          one_key_chunk() ? grad_query : grad_query + (row - first) / kBlock * at_.panel;
+      if (tile_.start(row, count, chunk)) {
+        any = true;
+        if (one_key_chunk()) {
+          tile_.find_delta(row, count, at_.delta + row);
+        } else {
+          tile_.pack_grad_output();
+        }
+        tile_.take_rows(at_.delta + row);
+        tile_.run_chunk(chunk, panel, sums);
+        if (!one_key_chunk()) tile_.zero_unused(panel);
+        tile_.note_seen(at_.seen + row);
+      } else {
+        std::fill_n(panel, at_.panel, T(0));
+      }
+      if (one_key_chunk()) tile_.write(row, count, panel);
+    });
+    return any;
+  }
+
+  void clear(const KeySums<T>& sums, Index keys) const {
+    std::fill_n(sums.key, keys * at_.tile.wide_head, T(0));
+    std::fill_n(sums.value, keys * at_.tile.wide_value, T(0));
+  }
+
+  void add(T* to, const T* from, Index count) const {
+    head_.kernels.add(to, 1, count / head_.kernels.vector_lanes, from);
+  }
+  /// Of queries first, ..., at most so many.
+  void add_queries(T* to, const T* from, Index first, Index tokens) const {
+    const Index blocks = (std::min(tokens, query_len_ - first) + kBlock - 1) / kBlock;
+    add(to, from, blocks * at_.panel);
+  }
+  void add_keys(const KeySums<T>& to, const KeySums<T>& from, Index first, Index tokens) const {
+    const Index keys = std::min(tokens, kv_len_ - first);
+    add(to.key, from.key, keys * at_.tile.wide_head);
+    add(to.value, from.value, keys * at_.tile.wide_value);
+  }
+
+  const Head<In, In, T>& head_;
+  const GradientMemory<T>& at_;
+  GradientTile<In, T> tile_;
+  const Index query_len_, kv_len_;
+  const Index query_chunks_, key_chunks_;
+};
+
+}  // namespace mha::kernels

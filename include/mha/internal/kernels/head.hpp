@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+//
+// One head of one sequence as the kernels take it: its rows, converted where they are of another type,
+// and what ends a row. What query_tile.hpp and few_rows.hpp share.
+#pragma once
+
+#include <cmath>
+
+#include "mha/internal/kernels/rule_calls.hpp"
+#include "mha/internal/kernels/tile_memory.hpp"
+#include "mha/reference/forward.hpp"
+#include "mha/rules/dropout.hpp"
+
+namespace mha::kernels {
+
+/// One head of one sequence, for the kernels.
+template <class In, class Out, class T>
+struct Head {
+  const Kernels<T>& kernels;
+  const RuleCalls<T>& calls;
+  Extent extent;  ///< placed
+  Index b = 0;
+  Index h = 0;
+  HeadTask<In, Out, T> task;
+};
+
+/// Element-wise conversion into memory of ours.
+template <class In, class T>
+void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
+  for (Index r = 0; r < from.rows; ++r) {
+    for (Index c = 0; c < from.cols; ++c) {
+      to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
+    }
+  }
+}
+
+/// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
+template <class T, class In>
+MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
+                            Index to) {
+  const MatrixView<const In> rows = whole.middle_rows(from, to - from);
+  if constexpr (std::is_same_v<In, T>) {
+    return rows;
+  } else {
+    convert_rows(rows, copy, rows.cols);
+    return {copy, rows.rows, rows.cols, rows.cols, 1};
+  }
+}
+
+/// Of keys from, ..., to - 1 those in the range of a row.
+template <class Int>
+KeyRange keys_of_row(const Int* begin, const Int* end, Index row, Index from, Index to) {
+  return intersect({static_cast<Index>(begin[row]), static_cast<Index>(end[row])}, {from, to});
+}
+
+/// What `modify` notes of a row where it need not be asked: mostly a look at the first score of one that
+/// has not seen a key yet. The score of key j is scores[(j - first) * step].
+template <class T>
+void note_allowed(int_of<T>& allowed, const T* scores, Index step, Index first,
+                  const KeyRange& keys) {
+  for (Index j = keys.begin; allowed == 0 && j < keys.end; ++j) {
+    if (!mha::detail::is_minus_infinity(scores[(j - first) * step])) allowed = -1;
+  }
+}
+
+/// What ends a row: the factor of its weights and output, and its lse.
+template <class T>
+struct RowEnd {
+  bool has_sink;  ///< a logit without a value
+  T sink;
+
+  /// The factor: 1 / row_sum, with the sink's share in the sum; 0 for a row that may attend to
+  /// nothing.
+  T operator()(bool seen, T row_max, T row_sum, T* lse) const {
+    T top = row_max;
+    T shrink(1);
+    if (has_sink && seen) {
+      if (top < sink) {
+        shrink = std::exp(top - sink);
+        row_sum = T(row_sum * shrink) + T(1);
+        top = sink;
+      } else {
+        row_sum += std::exp(sink - top);
+      }
+    }
+    if (lse != nullptr) {
+      if (!seen && has_sink) {
+        *lse = sink;
+      } else if (!seen) {
+        mha::detail::set_minus_infinity(*lse);
+      } else if (mha::detail::is_minus_infinity(top)) {
+        *lse = row_sum / row_sum;  // every allowed score is -inf, by overflow: 0 / 0, NaN
+      } else {
+        *lse = top + std::log(row_sum);
+      }
+    }
+    return seen ? shrink / row_sum : T(0);
+  }
+};
+
+}  // namespace mha::kernels

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+//
+// The calls of one Projection: their checks, their memory, and the passes that do the work.
+#pragma once
+
+#include "mha/internal/projection/forward.hpp"
+#include "mha/internal/projection/gradient.hpp"
+#include "mha/internal/support/matrix_check.hpp"
+
+namespace mha::detail {
+
+/// The memory of a map by itself.
+template <class Acc, class Linear>
+ProjectionMemory<Acc> take_projection_memory([[maybe_unused]] const Linear& linear,
+                                             std::size_t scratch, kernels::Arena& arena) {
+  ProjectionMemory<Acc> memory;
+  if constexpr (!std::is_same_v<typename Linear::Weight::Scalar, Acc>) {
+    memory.wide_weight = arena.take<Acc>(linear.weight.size());
+    memory.wide_bias = arena.take<Acc>(linear.bias.size());
+  }
+  memory.scratch = {arena.take<std::byte>(static_cast<Index>(scratch)), scratch};
+  return memory;
+}
+
+/// The calls of one Projection, from their checks on.
+template <class Linear>
+class ProjectionCall {
+ public:
+  using Scalar = typename Linear::Weight::Scalar;
+  using Acc = typename Linear::Acc;
+  using Options = typename Linear::Options;
+
+  ProjectionCall(const char* where, const Linear& linear) : where_(where), linear_(linear) {}
+
+  /// The parameters are public: they may have been replaced. And all that a call of so many rows
+  /// works on must have a size that can be counted.
+  void check_sizes(Index rows) const {
+    constexpr double kMost = 0x1p60;  // bytes
+    const Index inputs = linear_.inputs();
+    const Index outputs = linear_.outputs();
+    require(rows >= 0 && rows <= kMaxSize, where_, ": the rows must lie between 0 and ", kMaxSize,
+            ", got ", rows);
+    require(inputs <= kMaxSize && outputs <= kMaxSize, where_, ": weight must be at most ",
+            kMaxSize, " x ", kMaxSize, ", got ", inputs, " x ", outputs);
+    require(linear_.bias.size() == 0 || linear_.bias.size() == outputs, where_,
+            ": bias must have 0 or ", outputs, " entries, got ", linear_.bias.size());
+    const double entries =
+        static_cast<double>(rows + 64) * static_cast<double>(std::max(inputs, outputs));
+    require(entries * sizeof(Acc) <= kMost, where_,
+            ": rows * inputs and rows * outputs must fit 2^60 bytes, got ", rows, " rows, ", inputs,
+            " inputs and ", outputs, " outputs");
+  }
+
+  template <class In>
+  CheckedMatrix<const In> check_x(const MatrixView<const In>& x) const {
+    require(x.cols == linear_.inputs(), where_,
+            ": x.cols() must equal weight.rows() (inputs), got ", x.cols, " and ",
+            linear_.inputs());
+    const auto placed = checked(where_, "x", x);
+    check_sizes(x.rows);
+    return placed;
+  }
+
+  template <class G>
+  CheckedMatrix<const G> check_grad_output(const MatrixView<const G>& grad_output,
+                                           Index rows) const {
+    check_shape("grad_output", grad_output.rows, grad_output.cols, rows, linear_.outputs());
+    return checked(where_, "grad_output", grad_output);
+  }
+
+  template <class Out, class In>
+  void check_output(const MatrixView<Out>& output, const CheckedMatrix<const In>& x) const {
+    check_shape("output", output.rows, output.cols, x.view.rows, linear_.outputs());
+    check_written(check_result("output", output), x);
+  }
+
+  /// Gradients of the parameters' shapes, apart from all that is read.
+  template <class G, class In>
+  void check_gradient(const typename Linear::Gradient& gradient,
+                      const CheckedMatrix<const G>& grad_output,
+                      const CheckedMatrix<const In>& x) const {
+    check_shape("gradient.weight", gradient.weight.rows(), gradient.weight.cols(), linear_.inputs(),
+                linear_.outputs());
+    require(gradient.bias.size() == linear_.bias.size(), where_, ": gradient.bias must have ",
+            linear_.bias.size(), " entries, got ", gradient.bias.size());
+    check_written(owned("gradient.weight", gradient.weight), grad_output, x);
+    check_written(owned("gradient.bias", gradient.bias), grad_output, x);
+  }
+
+  template <class G, class In>
+  void check_grad_x(const MatrixView<Acc>& grad_x, const typename Linear::Gradient& gradient,
+                    const CheckedMatrix<const G>& grad_output,
+                    const CheckedMatrix<const In>& x) const {
+    check_shape("grad_x", grad_x.rows, grad_x.cols, x.view.rows, x.view.cols);
+    const auto written = check_result("grad_x", grad_x);
+    check_written(written, grad_output, x);
+    check_apart(where_, written, owned("gradient.weight", gradient.weight));
+    check_apart(where_, written, owned("gradient.bias", gradient.bias));
+  }
+
+  template <class Out, class In>
+  void apply(const MatrixView<Out>& output, const MatrixView<const In>& x,
+             const Options& options) const {
+    if (output.rows == 0 || output.cols == 0) return;
+    const ProjectionTask<Linear, Out> task{&linear_, output};
+    if constexpr (has_kernels<Acc>) {
+      const std::size_t scratch =
+          scratch_bytes<In, Out>(x.rows, output.col_stride == 1, options.executor);
+      const CallMemory block(options.workspace, all_bytes(scratch));
+      kernels::Arena arena({block.data(), block.size()});
+      project<Acc>(x, &task, 1, options.executor,
+                   take_projection_memory<Acc>(linear_, scratch, arena));
+    } else {
+      project<Acc>(x, &task, 1, options.executor, {});
+    }
+  }
+
+  template <class G, class In>
+  void backward(const MatrixView<Acc>& grad_x, typename Linear::Gradient& gradient,
+                const MatrixView<const G>& grad_output, const MatrixView<const In>& x,
+                const Options& options) const {
+    if (x.rows == 0) return;
+    if (linear_.weight.size() == 0) {
+      for (Index i = 0; i < x.rows; ++i) {
+        for (Index d = 0; d < x.cols; ++d) grad_x(i, d) = Acc(0);
+        for (Index c = 0; c < gradient.bias.size(); ++c) {
+          gradient.bias(c) += convert<Acc>(grad_output(i, c));
+        }
+      }
+      return;
+    }
+    Workspace own;
+    const ProjectionGradients<Acc> products(
+        options.executor, options.workspace == nullptr ? own : *options.workspace, x.rows, x.cols);
+    Matrix<Acc> copy;
+    backward_projection<Acc>(products, gradient, linear_, x, widened<Acc>(grad_output, copy),
+                             grad_x, false);
+  }
+
+  std::size_t bytes(Index rows, const Options& options) const {
+    check_sizes(rows);
+    if (rows == 0 || linear_.outputs() == 0 || !has_kernels<Acc>) return 0;
+    return all_bytes(std::max(scratch_bytes<Acc, Acc>(rows, true, options.executor),
+                              scratch_bytes<Acc, Acc>(rows, false, options.executor)));
+  }
+  std::size_t backward_bytes(Index rows, const Options& options) const {
+    check_sizes(rows);
+    if (rows == 0) return 0;
+    return ProjectionGradients<Acc>::bytes(options.executor, rows, linear_.inputs());
+  }
+
+ private:
+  void check_shape(const char* name, Index rows, Index cols, Index wanted_rows,
+                   Index wanted_cols) const {
+    require(rows == wanted_rows && cols == wanted_cols, where_, ": ", name, " must be ",
+            wanted_rows, " x ", wanted_cols, ", got ", rows, " x ", cols);
+  }
+
+  /// A matrix of yours that is written: its entries have places of their own.
+  template <class T>
+  CheckedMatrix<T> check_result(const char* name, const MatrixView<T>& m) const {
+    const auto written = checked(where_, name, m);
+    if (m.col_stride != 1 || m.row_stride < m.cols) {
+      check_own_places(where_, PlacedMatrix(where_, name, m).placed());
+    }
+    return written;
+  }
+
+  /// What is written lies apart from what is read, the parameters included.
+  template <class T, class... Read>
+  void check_written(const CheckedMatrix<T>& written, const Read&... read) const {
+    (check_apart(where_, written, read), ...);
+    check_apart(where_, written, owned("weight", linear_.weight));
+    check_apart(where_, written, owned("bias", linear_.bias));
+  }
+
+  template <class In, class Out>
+  std::size_t scratch_bytes([[maybe_unused]] Index rows, [[maybe_unused]] bool contiguous,
+                            [[maybe_unused]] const Executor& executor) const {
+    if constexpr (has_kernels<Acc>) {
+      return projection_plan<Acc, In, Scalar, Out>(rows, linear_.inputs(), linear_.outputs(), 1,
+                                                   contiguous, executor)
+          .bytes();
+    }
+    return 0;
+  }
+  std::size_t all_bytes(std::size_t scratch) const {
+    kernels::Arena counter;
+    (void)take_projection_memory<Acc>(linear_, scratch, counter);
+    return counter.used();
+  }
+
+  const char* where_;
+  const Linear& linear_;
+};
+
+}  // namespace mha::detail

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+//
+// What training a MultiHead layer takes beside the layer: the gradients of its parameters and inputs, and what
+// the forward pass leaves for the backward pass.
+#pragma once
+
+#include "mha/internal/support/language.hpp"
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "mha/internal/layer/check.hpp"
+#include "mha/internal/layer/memory.hpp"
+
+namespace mha {
+
+namespace detail {
+template <class Layer>
+class LayerGradient;
+}
+
+/// A named list of numbers: a parameter of a layer, or its gradient.
+template <class Scalar>
+struct Parameter {
+  std::string_view name;  ///< "q_proj.weight", ...
+  std::span<Scalar> values;
+};
+
+namespace detail {
+
+template <class Holder>
+auto parameters_of(Holder& holder) {
+  using Scalar = std::remove_reference_t<decltype(*holder.bias_k.data())>;
+  std::vector<Parameter<Scalar>> all;
+  for_each_parameter(holder, [&](std::string_view name, auto& values) {
+    if (values.size() == 0) return;
+    all.push_back({name, {values.data(), static_cast<std::size_t>(values.size())}});
+  });
+  return all;
+}
+
+}  // namespace detail
+
+/// The gradients of a layer's parameters and inputs, from MultiHead::backward().
+template <class Layer>
+struct MultiHeadGradients {
+  using Scalar = typename Layer::Scalar;
+  using Acc = typename Layer::Acc;
+  using Linear = Projection<Acc, Layer::kWidth, Layer::kWidth>;
+
+  Linear q_proj;  ///< like the layer's; added to by each backward pass
+  Linear k_proj;
+  Linear v_proj;
+  Linear out_proj;
+  RowVector<Acc> bias_k;
+  RowVector<Acc> bias_v;
+
+  // Of the last pass's inputs. What was one matrix has one gradient: of x in layer.forward(x) it is
+  // `query`, of the context in forward(x, context) it is `key`.
+  Matrix<Acc> query;
+  Matrix<Acc> key;
+  Matrix<Acc> value;
+
+  MultiHeadGradients() = default;
+  explicit MultiHeadGradients(const Layer& layer) {
+    const auto like = [](Linear& gradient, const auto& linear) {
+      gradient.resize(linear.weight.rows(), linear.weight.cols(), linear.has_bias());
+    };
+    like(q_proj, layer.q_proj);
+    like(k_proj, layer.k_proj);
+    like(v_proj, layer.v_proj);
+    like(out_proj, layer.out_proj);
+    bias_k.setZero(layer.bias_k.size());
+    bias_v.setZero(layer.bias_v.size());
+  }
+
+  /// Before the next step of training.
+  void set_zero() {
+    detail::for_each_parameter(*this, [](std::string_view, auto& values) { values.setZero(); });
+  }
+  /// As layer.parameters(): the same names and sizes, in the same order.
+  [[nodiscard]] std::vector<Parameter<Acc>> parameters() { return detail::parameters_of(*this); }
+};
+
+/// What MultiHead::forward_training() leaves for backward(). Use it again for the next step: calls of
+/// the same sizes then allocate nothing of size. It refers to the inputs, which must live until then.
+template <class Layer>
+class TrainingPass {
+ public:
+  Matrix<typename Layer::Scalar> output;  ///< rows of query x out_dim
+
+ private:
+  friend class detail::LayerGradient<Layer>;
+  using Scalar = typename Layer::Scalar;
+  using Acc = typename Layer::Acc;
+
+  detail::PassOrigin origin_;
+  MatrixView<const Scalar> query_, key_, value_;
+  detail::SequenceBatch batch_;
+  Workspace block_;
+  std::unique_ptr<detail::OwnedMatrices<Acc>> own_;
+  std::optional<detail::LayerMemory<Acc>> memory_;
+  Matrix<Acc> grad_output_, grad_concat_, grad_q_, grad_k_, grad_v_;
+  Workspace scratch_;
+};
+
+}  // namespace mha

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+//
+// The backward pass of one head, as the formulas say it, for any scalar type: each step beside the
+// line of forward.hpp that it undoes. What attention_gradient.hpp's fast path is tested against, and what
+// runs for scalars without one. With s the capped score, S = rules(s), P = softmax(S), O = P V and
+// the loss L:
+//     dV_j  = sum_i P_ij dO_i            dP_ij = dO_i . V_j
+//     delta_i = sum_j P_ij dP_ij         dS_ij = P_ij (dP_ij - delta_i)
+//     ds_ij = dS_ij dS/ds                the rules' own derivatives
+//     dQ_i  = scale sum_j ds_ij K_j      dK_j  = scale sum_i ds_ij Q_i
+// Masked pairs are never looked at: no NaN or infinity behind a mask reaches a gradient, and a row
+// that may attend to nothing has the gradient 0.
+// Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, section 2.2.
+#pragma once
+
+#include "mha/internal/support/language.hpp"
+
+#include <cmath>
+#include <vector>
+
+#include "mha/internal/support/floating.hpp"
+#include "mha/rules/combine.hpp"
+
+namespace mha {
+
+/// The backward pass of one query head of one sequence.
+template <class In, class Acc = accumulator_t<In>>
+struct HeadGradientTask {
+  MatrixView<const In> query;        ///< query_len x head_dim
+  MatrixView<const In> key;          ///< kv_len x head_dim
+  MatrixView<const In> value;        ///< kv_len x value_dim
+  MatrixView<const In> output;       ///< query_len x value_dim, of the forward pass
+  MatrixView<const Acc> lse;         ///< query_len x 1, of the forward pass
+  MatrixView<const In> grad_output;  ///< query_len x value_dim
+  MatrixView<In> grad_query;         ///< query_len x head_dim
+  MatrixView<Acc> grad_key;          ///< kv_len x head_dim: added to
+  MatrixView<Acc> grad_value;        ///< kv_len x value_dim: added to
+};
+
+namespace reference {
+
+/// What dropout multiplies a weight by: 0, or 1 / (1 - p).
+template <class Acc, class RuleSet>
+Acc dropout_factor(const RuleSet& rules, Index b, Index h, Index i, Index j) {
+  if constexpr (RuleSet::kHasDropout) {
+    const auto& dropout = *rules.dropout();
+    return dropout.keeps(dropout.row(b, h, i), j) ? dropout.template dropout_scale<Acc>() : Acc(0);
+  } else {
+    return Acc(1);
+  }
+}
+
+/// Gradients of head h of sequence b. Cost: 4 query_len kv_len (head_dim + value_dim) flops and more.
+template <class Acc, class In, class RuleSet>
+void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
+              const HeadGradientTask<In, Acc>& task) {
+  using std::exp;
+  using std::tanh;
+  const Extent extent = rules.placed(call_extent, b, h);
+  const Acc scale = rules.template scale<Acc>(task.query.cols);
+  const Acc softcap = rules.template softcap<Acc>();
+  const auto to_acc = [](const In& x) { return detail::convert<Acc>(x); };
+  struct Pair {  // query row i and an allowed key
+    Index j;
+    Acc capped;       // s
+    Acc weight;       // P
+    Acc grad_weight;  // dP
+  };
+  std::vector<Pair> pairs;
+  std::vector<Acc> grad_query(static_cast<std::size_t>(task.query.cols));
+
+  for (Index i = 0; i < extent.query_len; ++i) {
+    pairs.clear();
+    grad_query.assign(grad_query.size(), Acc(0));
+    const Acc lse = task.lse(i, 0);
+    // The weights once more, from lse.
+    const KeyRange range = rules.keys(extent, b, h, i);
+    for (Index j = range.begin; j < range.end; ++j) {
+      if (!rules.allowed(extent, b, h, i, j)) continue;
+      Acc score(0);
+      for (Index d = 0; d < task.query.cols; ++d) {
+        score += Acc(to_acc(task.query(i, d)) * to_acc(task.key(j, d)));
+      }
+      Acc capped(scale * score);
+      if (rules.kHasSoftcap && softcap > Acc(0)) {
+        capped = Acc(softcap * Acc(tanh(Acc(capped / softcap))));
+      }
+      const Acc modified = rules.score(capped, extent, b, h, i, j);
+      if (rules.kScoreMayMask && detail::is_minus_infinity(modified)) continue;
+      pairs.push_back({j, capped, Acc(exp(Acc(modified - lse))), Acc(0)});
+    }
+    // dP, dV, and delta, which is also what a sink's weight would have gained.
+    Acc delta(0);
+    for (Pair& pair : pairs) {
+      const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
+      for (Index c = 0; c < task.value.cols; ++c) {
+        const Acc grad_output(kept * to_acc(task.grad_output(i, c)));
+        pair.grad_weight += Acc(grad_output * to_acc(task.value(pair.j, c)));
+        task.grad_value(pair.j, c) += Acc(pair.weight * grad_output);
+      }
+      delta += Acc(pair.weight * pair.grad_weight);
+    }
+    // dS, ds, dQ, dK.
+    for (const Pair& pair : pairs) {
+      Acc grad(pair.weight * Acc(pair.grad_weight - delta));
+      grad = rules.score_gradient(pair.capped, grad, extent, b, h, i, pair.j);
+      if (rules.kHasSoftcap && softcap > Acc(0)) {
+        const Acc ratio(pair.capped / softcap);
+        grad = Acc(grad * Acc(Acc(1) - Acc(ratio * ratio)));
+      }
+      grad = Acc(grad * scale);
+      for (Index d = 0; d < task.query.cols; ++d) {
+        grad_query[static_cast<std::size_t>(d)] += Acc(grad * to_acc(task.key(pair.j, d)));
+        task.grad_key(pair.j, d) += Acc(grad * to_acc(task.query(i, d)));
+      }
+    }
+    for (Index d = 0; d < task.query.cols; ++d) {
+      task.grad_query(i, d) = detail::convert<In>(grad_query[static_cast<std::size_t>(d)]);
+    }
+    if constexpr (RuleSet::kCollectsGradient) {
+      const std::optional<Acc> sink = rules.template sink<Acc>(h);
+      // A sink of +infinity takes all the weight: its gradient is 0.
+      if (sink && !detail::is_minus_infinity(*sink) && !detail::is_minus_infinity(Acc(-*sink))) {
+        rules.collect_sink_gradient(h, Acc(-Acc(Acc(exp(Acc(*sink - lse))) * delta)));
+      }
+    }
+  }
+}
+
+}  // namespace reference
+}  // namespace mha
