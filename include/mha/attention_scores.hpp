@@ -7,6 +7,7 @@
 #include "mha/internal/support/language.hpp"
 
 #include "mha/attention.hpp"
+#include "mha/reference/score.hpp"
 
 namespace mha {
 
@@ -22,6 +23,28 @@ struct AttentionScoresOptions {
   IndexList past_len{};                     ///< as in AttentionOptions
 };
 
+namespace detail {
+
+/// One head's.
+template <class Score, class Acc>
+void write_scores(const Score& score, ScoreStage stage, const MatrixView<Acc>& to) {
+  for (Index i = 0; i < to.rows; ++i) {
+    const KeyRange range = score.keys(i);
+    for (Index j = 0; j < to.cols; ++j) {
+      Acc& s = to(i, j);
+      s = score.scaled(i, j);
+      if (stage == ScoreStage::scaled) continue;
+      s = score.capped(s);
+      if (stage == ScoreStage::capped) continue;
+      const Acc capped = s;
+      const bool allowed = j >= range.begin && j < range.end && score.modified(i, j, capped, s);
+      if (!allowed) set_minus_infinity(s);
+    }
+  }
+}
+
+}  // namespace detail
+
 /// scale * query * key^T, softcap, modifiers and masks, as far as `stage` says.
 /// @param query, key      as in attention()
 /// @param rule, options   a rule, options, a rule and options, or nothing:
@@ -35,7 +58,6 @@ template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
                                     const O& options = O{}) {
   using Scalar = detail::element_t<const Q>;
   using Acc = accumulator_t<Scalar>;
-  using std::tanh;
   const auto given = detail::rule_and_options<AttentionScoresOptions>(rule, options);
   static_assert(detail::TypesFit<Scalar, detail::element_t<const K>, Scalar,
                                  detail::rule_t<decltype(given)>>::kChecked);
@@ -51,36 +73,14 @@ template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
       "attention_scores: stage must be one of ScoreStage's, got ", static_cast<int>(stage));
   detail::check_count("attention_scores", "the result",
                       {call.batch, call.num_heads, call.query_len, call.kv_len}, sizeof(Acc));
-  const Acc scale = rules.template scale<Acc>(q.size(3));
-  const Acc softcap = rules.template softcap<Acc>();
   Tensor<Acc> scores({call.batch, call.num_heads, call.query_len, call.kv_len});
   const Index group_size = call.num_heads == 0 ? 1 : call.num_heads / k.size(1);
   for (Index b = 0; b < call.batch; ++b) {
     const Extent sizes{call.num_heads, call.query_len, call.kv_len, past_len[b]};
     for (Index h = 0; h < call.num_heads; ++h) {
-      const Extent extent = rules.placed(sizes, b, h);
-      for (Index i = 0; i < call.query_len; ++i) {
-        const KeyRange range = rules.keys(extent, b, h, i);
-        for (Index j = 0; j < call.kv_len; ++j) {
-          Acc& score = scores(b, h, i, j);
-          score = Acc(0);
-          for (Index d = 0; d < q.size(3); ++d) {
-            score += Acc(detail::convert<Acc>(q(b, h, i, d)) *
-                         detail::convert<Acc>(k(b, h / group_size, j, d)));
-          }
-          score = Acc(scale * score);
-          if (stage == ScoreStage::scaled) continue;
-          if (softcap > Acc(0)) score = Acc(softcap * Acc(tanh(Acc(score / softcap))));
-          if (stage == ScoreStage::capped) continue;
-          const bool allowed =
-              j >= range.begin && j < range.end && rules.allowed(extent, b, h, i, j);
-          if (allowed) {
-            score = rules.score(score, extent, b, h, i, j);
-          } else {
-            detail::set_minus_infinity(score);
-          }
-        }
-      }
+      const reference::Score<Acc, Scalar, std::remove_cvref_t<decltype(rules)>> score(
+          rules, rules.placed(sizes, b, h), b, h, q.matrix(b, h), k.matrix(b, h / group_size));
+      detail::write_scores(score, stage, scores.view().matrix(b, h));
     }
   }
   return scores;

@@ -16,10 +16,10 @@
 #include "mha/internal/support/language.hpp"
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
-#include "mha/internal/support/floating.hpp"
-#include "mha/rules/combine.hpp"
+#include "mha/reference/score.hpp"
 
 namespace mha {
 
@@ -50,68 +50,70 @@ Acc dropout_factor(const RuleSet& rules, Index b, Index h, Index i, Index j) {
   }
 }
 
+/// A query row and a key that it may attend to.
+template <class Acc>
+struct GradientPair {
+  Index j;
+  Acc capped;       ///< s
+  Acc weight;       ///< P
+  Acc grad_weight;  ///< dP
+};
+
+/// The pairs of row i, their weights once more from lse.
+template <class Acc, class In, class RuleSet>
+void find_pairs(const Score<Acc, In, RuleSet>& score, Index i, const Acc& lse,
+                std::vector<GradientPair<Acc>>& pairs) {
+  using std::exp;
+  pairs.clear();
+  const KeyRange range = score.keys(i);
+  for (Index j = range.begin; j < range.end; ++j) {
+    const Acc capped = score.capped(score.scaled(i, j));
+    Acc modified;
+    if (!score.modified(i, j, capped, modified)) continue;
+    pairs.push_back({j, capped, Acc(exp(Acc(modified - lse))), Acc(0)});
+  }
+}
+
+/// dP and dV of row i. Returns delta, which is also what a sink's weight would have gained.
+template <class Acc, class In, class RuleSet>
+Acc grad_of_values(const RuleSet& rules, Index b, Index h, Index i,
+                   const HeadGradientTask<In, Acc>& task, std::vector<GradientPair<Acc>>& pairs) {
+  Acc delta(0);
+  for (GradientPair<Acc>& pair : pairs) {
+    const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
+    for (Index c = 0; c < task.value.cols; ++c) {
+      const Acc grad_output(kept * detail::convert<Acc>(task.grad_output(i, c)));
+      pair.grad_weight += Acc(grad_output * detail::convert<Acc>(task.value(pair.j, c)));
+      task.grad_value(pair.j, c) += Acc(pair.weight * grad_output);
+    }
+    delta += Acc(pair.weight * pair.grad_weight);
+  }
+  return delta;
+}
+
 /// Gradients of head h of sequence b. Cost: 4 query_len kv_len (head_dim + value_dim) flops and more.
 template <class Acc, class In, class RuleSet>
 void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
               const HeadGradientTask<In, Acc>& task) {
   using std::exp;
-  using std::tanh;
   const Extent extent = rules.placed(call_extent, b, h);
-  const Acc scale = rules.template scale<Acc>(task.query.cols);
-  const Acc softcap = rules.template softcap<Acc>();
-  const auto to_acc = [](const In& x) { return detail::convert<Acc>(x); };
-  struct Pair {  // query row i and an allowed key
-    Index j;
-    Acc capped;       // s
-    Acc weight;       // P
-    Acc grad_weight;  // dP
-  };
-  std::vector<Pair> pairs;
+  const Score<Acc, In, RuleSet> score(rules, extent, b, h, task.query, task.key);
+  std::vector<GradientPair<Acc>> pairs;
   std::vector<Acc> grad_query(static_cast<std::size_t>(task.query.cols));
 
   for (Index i = 0; i < extent.query_len; ++i) {
-    pairs.clear();
-    grad_query.assign(grad_query.size(), Acc(0));
     const Acc lse = task.lse(i, 0);
-    // The weights once more, from lse.
-    const KeyRange range = rules.keys(extent, b, h, i);
-    for (Index j = range.begin; j < range.end; ++j) {
-      if (!rules.allowed(extent, b, h, i, j)) continue;
-      Acc score(0);
-      for (Index d = 0; d < task.query.cols; ++d) {
-        score += Acc(to_acc(task.query(i, d)) * to_acc(task.key(j, d)));
-      }
-      Acc capped(scale * score);
-      if (rules.kHasSoftcap && softcap > Acc(0)) {
-        capped = Acc(softcap * Acc(tanh(Acc(capped / softcap))));
-      }
-      const Acc modified = rules.score(capped, extent, b, h, i, j);
-      if (rules.kScoreMayMask && detail::is_minus_infinity(modified)) continue;
-      pairs.push_back({j, capped, Acc(exp(Acc(modified - lse))), Acc(0)});
-    }
-    // dP, dV, and delta, which is also what a sink's weight would have gained.
-    Acc delta(0);
-    for (Pair& pair : pairs) {
-      const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
-      for (Index c = 0; c < task.value.cols; ++c) {
-        const Acc grad_output(kept * to_acc(task.grad_output(i, c)));
-        pair.grad_weight += Acc(grad_output * to_acc(task.value(pair.j, c)));
-        task.grad_value(pair.j, c) += Acc(pair.weight * grad_output);
-      }
-      delta += Acc(pair.weight * pair.grad_weight);
-    }
+    find_pairs(score, i, lse, pairs);
+    const Acc delta = grad_of_values(rules, b, h, i, task, pairs);
     // dS, ds, dQ, dK.
-    for (const Pair& pair : pairs) {
+    grad_query.assign(grad_query.size(), Acc(0));
+    for (const GradientPair<Acc>& pair : pairs) {
       Acc grad(pair.weight * Acc(pair.grad_weight - delta));
-      grad = rules.score_gradient(pair.capped, grad, extent, b, h, i, pair.j);
-      if (rules.kHasSoftcap && softcap > Acc(0)) {
-        const Acc ratio(pair.capped / softcap);
-        grad = Acc(grad * Acc(Acc(1) - Acc(ratio * ratio)));
-      }
-      grad = Acc(grad * scale);
+      grad = Acc(score.gradient(i, pair.j, pair.capped, grad) * score.scale());
       for (Index d = 0; d < task.query.cols; ++d) {
-        grad_query[static_cast<std::size_t>(d)] += Acc(grad * to_acc(task.key(pair.j, d)));
-        task.grad_key(pair.j, d) += Acc(grad * to_acc(task.query(i, d)));
+        grad_query[static_cast<std::size_t>(d)] +=
+            Acc(grad * detail::convert<Acc>(task.key(pair.j, d)));
+        task.grad_key(pair.j, d) += Acc(grad * detail::convert<Acc>(task.query(i, d)));
       }
     }
     for (Index d = 0; d < task.query.cols; ++d) {

@@ -5,18 +5,18 @@
 //     weights = softmax of each row of scores     over the allowed keys; a row sums to 1, or is 0
 //     output  = weights * value                   query_len x value_dim
 // This is the specification: everything faster is tested against it. It is also what runs for
-// scalar types without a fast path (long double, dual numbers, AutoDiffScalar). Every product and
-// sum is made an Acc at once: the operators of some such numbers return expressions, which do not
-// nest.
+// scalar types without a fast path (long double, dual numbers, AutoDiffScalar). score.hpp beside it has
+// the score of a pair.
 // Source: Vaswani et al. 2017, arXiv:1706.03762, equation (1).
 #pragma once
 
 #include "mha/internal/support/language.hpp"
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
-#include "mha/rules/combine.hpp"
+#include "mha/reference/score.hpp"
 #include "mha/softmax.hpp"
 
 namespace mha {
@@ -54,17 +54,34 @@ const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
   }
 }
 
+/// Scores become weights: e^(score - max) over their sum, which counts the sink too, if there is one.
+/// False: there is neither a key nor a sink. Else lse is the logarithm of the sum of all e^score.
+template <class Acc>
+bool softmax(std::vector<Acc>& scores, std::optional<Acc> sink, Acc& lse) {
+  using std::exp;
+  using std::log;
+  if (sink && detail::is_minus_infinity(*sink)) sink.reset();
+  std::optional<Acc> row_max = sink;
+  for (const Acc& score : scores) row_max = row_max ? detail::larger(*row_max, score) : score;
+  if (!row_max) return false;
+  Acc row_sum(0);
+  if (sink) row_sum = *sink < *row_max ? Acc(exp(Acc(*sink - *row_max))) : Acc(1);
+  for (Acc& score : scores) {
+    score = Acc(exp(Acc(score - *row_max)));
+    row_sum += score;
+  }
+  for (Acc& weight : scores) weight = Acc(weight / row_sum);
+  lse = *row_max + Acc(log(row_sum));
+  return true;
+}
+
 /// output, weights and lse of head h of sequence b. Cost: 2 query_len kv_len (head_dim + value_dim)
 /// flops.
 template <class Acc, class In, class Out, class RuleSet>
 void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
             const HeadTask<In, Out, Acc>& task) {
-  using std::exp;
-  using std::log;
-  using std::tanh;
   const Extent extent = rules.placed(call_extent, b, h);
-  const Acc scale = rules.template scale<Acc>(task.query.cols);
-  const Acc softcap = rules.template softcap<Acc>();
+  const Score<Acc, In, RuleSet> score(rules, extent, b, h, task.query, task.key);
   std::vector<Index> allowed;  // the keys that row i may attend to ...
   std::vector<Acc> weights;    // ... and their scores, then weights
   std::vector<Acc> after_dropout;
@@ -72,41 +89,17 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
   for (Index i = 0; i < extent.query_len; ++i) {
     allowed.clear();
     weights.clear();
-    // Scores of the allowed keys.
-    const KeyRange range = rules.keys(extent, b, h, i);
+    const KeyRange range = score.keys(i);
     for (Index j = range.begin; j < range.end; ++j) {
-      if (!rules.allowed(extent, b, h, i, j)) continue;
-      Acc score(0);
-      for (Index d = 0; d < task.query.cols; ++d) {
-        score += Acc(detail::convert<Acc>(task.query(i, d)) * detail::convert<Acc>(task.key(j, d)));
-      }
-      score = Acc(scale * score);
-      if (rules.kHasSoftcap && softcap > Acc(0))
-        score = Acc(softcap * Acc(tanh(Acc(score / softcap))));
-      score = rules.score(score, extent, b, h, i, j);
-      if (rules.kScoreMayMask && detail::is_minus_infinity(score)) continue;
+      Acc s;
+      if (!score.modified(i, j, score.capped(score.scaled(i, j)), s)) continue;
       allowed.push_back(j);
-      weights.push_back(score);
+      weights.push_back(s);
     }
+    Acc lse;
+    if (!softmax(weights, rules.template sink<Acc>(h), lse)) detail::set_minus_infinity(lse);
 
-    // Softmax: row_max over the allowed keys and the sink, if there is one.
-    std::optional<Acc> row_max = rules.template sink<Acc>(h);
-    if (row_max && detail::is_minus_infinity(*row_max)) row_max.reset();
-    Acc row_sum(row_max ? 1 : 0);
-    if (row_max) {
-      const Acc sink = *row_max;
-      for (const Acc& score : weights) row_max = detail::larger(*row_max, score);
-      row_sum = sink < *row_max ? Acc(exp(Acc(sink - *row_max))) : Acc(1);
-    } else {
-      for (const Acc& score : weights) row_max = row_max ? detail::larger(*row_max, score) : score;
-    }
-    for (Acc& weight : weights) {
-      weight = Acc(exp(Acc(weight - *row_max)));
-      row_sum += weight;
-    }
-    for (Acc& weight : weights) weight = Acc(weight / row_sum);
-
-    // Output: the weighted sum of the values; nothing allowed gives exactly 0.
+    // The weighted sum of the values; nothing allowed gives exactly 0.
     const std::vector<Acc>& kept = dropped(rules, b, h, i, allowed, weights, after_dropout);
     for (Index c = 0; c < task.value.cols; ++c) {
       Acc sum(0);
@@ -117,17 +110,9 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     }
     if (task.weights.data != nullptr) {
       for (Index j = 0; j < extent.kv_len; ++j) task.weights(i, j) = Acc(0);
-      for (std::size_t k = 0; k < allowed.size(); ++k) {
-        task.weights(i, allowed[k]) = weights[k];
-      }
+      for (std::size_t k = 0; k < allowed.size(); ++k) task.weights(i, allowed[k]) = weights[k];
     }
-    if (task.lse.data != nullptr) {
-      if (row_max) {
-        task.lse(i, 0) = *row_max + Acc(log(row_sum));
-      } else {
-        detail::set_minus_infinity(task.lse(i, 0));
-      }
-    }
+    if (task.lse.data != nullptr) task.lse(i, 0) = lse;
   }
 }
 
