@@ -410,3 +410,56 @@ TEST_CASE("rows too many for one projection tile or one score tile agree with pl
   const Tokens expected = plain_layer(layer, cast_to<double>(x), keys, keys).output;
   CHECK_THAT(layer(x, context), IsClose(expected, layer_tolerance(layer, kv_len)));
 }
+
+TEMPLATE_TEST_CASE(
+    "a prompt has the bits of that part of a longer one, with bias_kv and zero_attn too",
+    "[multi_head][law][bits]", float, double) {
+  // Rows 1 to 1100 take every way to project, few rows and blocks of them, one and two chunks of keys.
+  for (const bool bias_kv : {false, true}) {
+    for (const bool zero_attn : {false, true}) {
+      MultiHead<TestType, 4> layer({.embed_dim = 16,
+                                    .kv_heads = 2,
+                                    .add_bias_kv = bias_kv,
+                                    .add_zero_attn = zero_attn,
+                                    .seed = 3});
+      randomise(layer, 4);
+      const Matrix<TestType> x = random_matrix<TestType>(1100, 16, 5);
+      const Matrix<TestType> all = layer(x, mha::causal());
+      for (const Index rows : {1, 2, 4, 5, 64, 127, 128, 129, 1023, 1024, 1025}) {
+        CAPTURE(bias_kv, zero_attn, rows);
+        const Matrix<TestType> part = layer(x.topRows(rows), mha::causal());
+        const Matrix<TestType> expected = all.topRows(rows);
+        CHECK_THAT(part, HasBitsOf(expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("bias_k's weight and that of the key of zeros stand in the last columns, for every row",
+          "[multi_head][law][weights]") {
+  for (const Index rows : {1, 3, 9, 70}) {
+    for (const bool zero_attn : {false, true}) {
+      CAPTURE(rows, zero_attn);
+      const auto layer = small_layer<double>({.add_bias_kv = true, .add_zero_attn = zero_attn});
+      const Matrix<double> x = random_matrix<double>(rows, 6, 6);
+      const auto result = layer.forward(x, mha::causal() & mha::sinks(0.5),
+                                        {.need_weights = true, .need_lse = true});
+      REQUIRE(result.weights.size(3) == rows + (zero_attn ? 2 : 1));
+      for (Index h = 0; h < 2; ++h) {
+        for (Index i = 0; i < rows; ++i) {
+          double sum = std::exp(0.5 - result.lse(i, h));  // the sink's share
+          for (Index j = 0; j < result.weights.size(3); ++j) {
+            sum += result.weights(0, h, i, j);
+            const bool allowed = j <= i || j >= rows;
+            CHECK((result.weights(0, h, i, j) > 0) == allowed);
+          }
+          CHECK(std::abs(sum - 1) < 100 * std::numeric_limits<double>::epsilon());
+          if (zero_attn) {
+            CHECK(std::abs(result.weights(0, h, i, rows + 1) - std::exp(-result.lse(i, h))) <
+                  1e-15);
+          }
+        }
+      }
+    }
+  }
+}

@@ -103,6 +103,7 @@ class TrainingPass {
   std::unique_ptr<detail::OwnedMatrices<Acc>> own_;
   std::optional<detail::LayerMemory<Acc>> memory_;
   Matrix<Acc> grad_output_, grad_concat_, grad_q_, grad_k_, grad_v_;
+  Matrix<Acc> grad_bias_k_, grad_bias_v_;  ///< of each sequence
   Workspace scratch_;
 };
 

@@ -19,6 +19,7 @@
 #include <optional>
 #include <vector>
 
+#include "mha/reference/extra_keys.hpp"
 #include "mha/reference/score.hpp"
 
 namespace mha {
@@ -35,6 +36,9 @@ struct HeadGradientTask {
   MatrixView<In> grad_query;         ///< query_len x head_dim
   MatrixView<Acc> grad_key;          ///< kv_len x head_dim: added to
   MatrixView<Acc> grad_value;        ///< kv_len x value_dim: added to
+  ExtraKeys<Acc> extra{};
+  Acc* grad_extra_key = nullptr;  ///< [head_dim]: added to
+  Acc* grad_extra_value = nullptr;
 };
 
 namespace reference {
@@ -61,8 +65,8 @@ struct GradientPair {
 
 /// The pairs of row i, their weights once more from lse.
 template <class Acc, class In, class RuleSet>
-void find_pairs(const Score<Acc, In, RuleSet>& score, Index i, const Acc& lse,
-                std::vector<GradientPair<Acc>>& pairs) {
+void find_pairs(const Score<Acc, In, RuleSet>& score, Index i, const Acc& lse, const Acc* extra_key,
+                Index kv_len, std::vector<GradientPair<Acc>>& pairs) {
   using std::exp;
   pairs.clear();
   const KeyRange range = score.keys(i);
@@ -72,6 +76,9 @@ void find_pairs(const Score<Acc, In, RuleSet>& score, Index i, const Acc& lse,
     if (!score.modified(i, j, capped, modified)) continue;
     pairs.push_back({j, capped, Acc(exp(Acc(modified - lse))), Acc(0)});
   }
+  if (extra_key == nullptr) return;
+  const Acc capped = score.capped(score.scaled(i, extra_key));
+  pairs.push_back({kv_len, capped, Acc(exp(Acc(capped - lse))), Acc(0)});
 }
 
 /// dP and dV of row i. Returns delta, which is also what a sink's weight would have gained.
@@ -81,10 +88,13 @@ Acc grad_of_values(const RuleSet& rules, Index b, Index h, Index i,
   Acc delta(0);
   for (GradientPair<Acc>& pair : pairs) {
     const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
+    const bool extra = pair.j == task.key.rows;
     for (Index c = 0; c < task.value.cols; ++c) {
       const Acc grad_output(kept * detail::convert<Acc>(task.grad_output(i, c)));
-      pair.grad_weight += Acc(grad_output * detail::convert<Acc>(task.value(pair.j, c)));
-      task.grad_value(pair.j, c) += Acc(pair.weight * grad_output);
+      const Acc value = extra ? task.extra.value[c] : detail::convert<Acc>(task.value(pair.j, c));
+      pair.grad_weight += Acc(grad_output * value);
+      Acc& sum = extra ? task.grad_extra_value[c] : task.grad_value(pair.j, c);
+      sum += Acc(pair.weight * grad_output);
     }
     delta += Acc(pair.weight * pair.grad_weight);
   }
@@ -103,17 +113,20 @@ void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
 
   for (Index i = 0; i < extent.query_len; ++i) {
     const Acc lse = task.lse(i, 0);
-    find_pairs(score, i, lse, pairs);
+    find_pairs(score, i, lse, task.extra.key, task.key.rows, pairs);
     const Acc delta = grad_of_values(rules, b, h, i, task, pairs);
     // dS, ds, dQ, dK.
     grad_query.assign(grad_query.size(), Acc(0));
     for (const GradientPair<Acc>& pair : pairs) {
       Acc grad(pair.weight * Acc(pair.grad_weight - delta));
-      grad = Acc(score.gradient(i, pair.j, pair.capped, grad) * score.scale());
+      const bool extra = pair.j == task.key.rows;
+      if (!extra) grad = score.modified_gradient(i, pair.j, pair.capped, grad);
+      grad = Acc(score.capped_gradient(pair.capped, grad) * score.scale());
       for (Index d = 0; d < task.query.cols; ++d) {
-        grad_query[static_cast<std::size_t>(d)] +=
-            Acc(grad * detail::convert<Acc>(task.key(pair.j, d)));
-        task.grad_key(pair.j, d) += Acc(grad * detail::convert<Acc>(task.query(i, d)));
+        const Acc key = extra ? task.extra.key[d] : detail::convert<Acc>(task.key(pair.j, d));
+        grad_query[static_cast<std::size_t>(d)] += Acc(grad * key);
+        Acc& sum = extra ? task.grad_extra_key[d] : task.grad_key(pair.j, d);
+        sum += Acc(grad * detail::convert<Acc>(task.query(i, d)));
       }
     }
     for (Index d = 0; d < task.query.cols; ++d) {

@@ -16,6 +16,7 @@
 #include <optional>
 #include <vector>
 
+#include "mha/reference/extra_keys.hpp"
 #include "mha/reference/score.hpp"
 #include "mha/softmax.hpp"
 
@@ -31,6 +32,8 @@ struct HeadTask {
   MatrixView<Out> output;      ///< query_len x value_dim
   MatrixView<Acc> weights;     ///< query_len x kv_len
   MatrixView<Acc> lse;         ///< query_len x 1
+  ExtraKeys<Acc> extra{};
+  MatrixView<Acc> extra_weights{};  ///< query_len x extra.count()
 };
 
 namespace reference {
@@ -82,6 +85,11 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
             const HeadTask<In, Out, Acc>& task) {
   const Extent extent = rules.placed(call_extent, b, h);
   const Score<Acc, In, RuleSet> score(rules, extent, b, h, task.query, task.key);
+  const Index kv_len = extent.kv_len;
+  const auto value = [&](Index j, Index c) {
+    if (j < kv_len) return detail::convert<Acc>(task.value(j, c));
+    return j == kv_len ? task.extra.value[c] : Acc(0);
+  };
   std::vector<Index> allowed;  // the keys that row i may attend to ...
   std::vector<Acc> weights;    // ... and their scores, then weights
   std::vector<Acc> after_dropout;
@@ -96,6 +104,14 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
       allowed.push_back(j);
       weights.push_back(s);
     }
+    if (task.extra.key != nullptr) {
+      allowed.push_back(kv_len);
+      weights.push_back(score.capped(score.scaled(i, task.extra.key)));
+    }
+    if (task.extra.zero) {
+      allowed.push_back(kv_len + 1);
+      weights.push_back(Acc(0));
+    }
     Acc lse;
     if (!softmax(weights, rules.template sink<Acc>(h), lse)) detail::set_minus_infinity(lse);
 
@@ -104,13 +120,20 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     for (Index c = 0; c < task.value.cols; ++c) {
       Acc sum(0);
       for (std::size_t k = 0; k < allowed.size(); ++k) {
-        sum += Acc(kept[k] * detail::convert<Acc>(task.value(allowed[k], c)));
+        sum += Acc(kept[k] * value(allowed[k], c));
       }
       task.output(i, c) = detail::convert<Out>(sum);
     }
     if (task.weights.data != nullptr) {
-      for (Index j = 0; j < extent.kv_len; ++j) task.weights(i, j) = Acc(0);
-      for (std::size_t k = 0; k < allowed.size(); ++k) task.weights(i, allowed[k]) = weights[k];
+      for (Index j = 0; j < kv_len; ++j) task.weights(i, j) = Acc(0);
+      for (std::size_t k = 0; k < allowed.size(); ++k) {
+        const Index j = allowed[k];
+        if (j < kv_len) {
+          task.weights(i, j) = weights[k];
+        } else {
+          task.extra_weights(i, j == kv_len ? 0 : task.extra.count() - 1) = weights[k];
+        }
+      }
     }
     if (task.lse.data != nullptr) task.lse(i, 0) = lse;
   }

@@ -41,6 +41,14 @@ class Score {
     }
     return Acc(scale_ * sum);
   }
+  /// The same with a key from elsewhere.
+  Acc scaled(Index i, const Acc* key) const {
+    Acc sum(0);
+    for (Index d = 0; d < query_.cols; ++d) {
+      sum += Acc(detail::convert<Acc>(query_(i, d)) * key[d]);
+    }
+    return Acc(scale_ * sum);
+  }
   /// cap * tanh(s / cap)
   Acc capped(const Acc& s) const {
     using std::tanh;
@@ -53,12 +61,15 @@ class Score {
     return !rules_.kScoreMayMask || !detail::is_minus_infinity(score);
   }
 
-  /// The gradient of scale * q_i . k_j, given that of the modified score; s is the capped one.
-  Acc gradient(Index i, Index j, const Acc& s, const Acc& grad) const {
-    const Acc modified = rules_.score_gradient(s, grad, extent_, b_, h_, i, j);
-    if (!has_cap()) return modified;
+  /// The gradient of a capped score, given that of the modified one.
+  Acc modified_gradient(Index i, Index j, const Acc& s, const Acc& grad) const {
+    return rules_.score_gradient(s, grad, extent_, b_, h_, i, j);
+  }
+  /// The gradient of scale * q_i . k_j, given that of the capped score s.
+  Acc capped_gradient(const Acc& s, const Acc& grad) const {
+    if (!has_cap()) return grad;
     const Acc ratio(s / softcap_);
-    return Acc(modified * Acc(Acc(1) - Acc(ratio * ratio)));
+    return Acc(grad * Acc(Acc(1) - Acc(ratio * ratio)));
   }
 
  private:

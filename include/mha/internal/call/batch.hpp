@@ -36,6 +36,7 @@ struct BatchTask {
   /// num_segments sequences; weights has one per sequence.
   const Segment* segments = nullptr;
   Index num_segments = 0;
+  ExtraKeys<Acc> extra{};  ///< of all key heads, one behind the other
 
   Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
   /// Of the longest sequence.
@@ -59,10 +60,18 @@ struct BatchTask {
     task.value = value.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
     task.output = output.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     if (weights.data != nullptr) {
-      task.weights = weights.matrix(b, h).block(0, 0, s.query_len, s.kv_len);
+      const MatrixView<Acc> all = weights.matrix(b, h);
+      task.weights = all.block(0, 0, s.query_len, s.kv_len);
+      task.extra_weights = all.block(0, all.cols - extra.count(), s.query_len, extra.count());
     }
+    task.extra = extra_of(kv_head);
     if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     return task;
+  }
+
+  ExtraKeys<Acc> extra_of(Index kv_head) const {
+    if (extra.key == nullptr) return extra;
+    return {extra.key + kv_head * key.size(3), extra.value + kv_head * value.size(3), extra.zero};
   }
 
  private:

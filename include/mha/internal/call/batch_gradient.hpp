@@ -19,7 +19,16 @@ struct BatchGradient {
   TensorView<In> grad_query;
   TensorView<In> grad_key;
   TensorView<In> grad_value;
+  /// Of the extra key: [sequence][key head][channel]; null without one.
+  Acc* grad_extra_key = nullptr;
+  Acc* grad_extra_value = nullptr;
 
+  Acc* extra_key_of(Index b, Index kv_head) const {
+    return grad_extra_key + (b * forward.key.size(1) + kv_head) * forward.key.size(3);
+  }
+  Acc* extra_value_of(Index b, Index kv_head) const {
+    return grad_extra_value + (b * forward.key.size(1) + kv_head) * forward.value.size(3);
+  }
   Index group_size() const { return forward.query.size(1) / forward.key.size(1); }
   /// Query head h of sequence b, which adds to the gradients given.
   HeadGradientTask<In, Acc> head(Index b, Index h, const MatrixView<Acc>& key,
@@ -27,6 +36,8 @@ struct BatchGradient {
     const Segment s = forward.segment(b);
     const Index entry = forward.segments == nullptr ? b : 0;
     const HeadTask<In, In, Acc> own = forward.head(b, h);
+    const bool has_extra = own.extra.key != nullptr;
+    const Index kv_head = h / group_size();
     return {own.query,
             own.key,
             own.value,
@@ -35,7 +46,10 @@ struct BatchGradient {
             grad_output.matrix(entry, h).middle_rows(s.query_row, s.query_len),
             grad_query.matrix(entry, h).middle_rows(s.query_row, s.query_len),
             key,
-            value};
+            value,
+            own.extra,
+            has_extra ? extra_key_of(b, kv_head) : nullptr,
+            has_extra ? extra_value_of(b, kv_head) : nullptr};
   }
   MatrixView<In> keys_of(const TensorView<In>& tensor, Index b, Index kv_head) const {
     const Segment s = forward.segment(b);
@@ -54,6 +68,10 @@ void backward_plainly(const BatchGradient<In, Acc>& call, const RuleSet& rules, 
   Matrix<Acc> value_sum = Matrix<Acc>::Constant(value.rows, value.cols, Acc(0));
   const MatrixView<Acc> key_view{key_sum.data(), key.rows, key.cols, key.cols, 1};
   const MatrixView<Acc> value_view{value_sum.data(), value.rows, value.cols, value.cols, 1};
+  if (call.forward.extra.key != nullptr) {
+    std::fill_n(call.extra_key_of(b, kv_head), key.cols, Acc(0));
+    std::fill_n(call.extra_value_of(b, kv_head), value.cols, Acc(0));
+  }
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
     reference::backward<Acc>(rules, call.forward.extent(b), b, h,
@@ -90,9 +108,9 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::Rule
   const MatrixView<In> key = call.keys_of(call.grad_key, b, kv_head);
   const MatrixView<In> value = call.keys_of(call.grad_value, b, kv_head);
   using Sums = kernels::KeySums<Acc>;
+  const bool has_extra = call.forward.extra.key != nullptr;
   const auto join = [&](const Sums& a, const Sums& b_sums) {
-    kernels.add(a.key, 1, key.rows * memory.tile.wide_head / kernels.vector_lanes, b_sums.key);
-    kernels.add(a.value, 1, key.rows * memory.tile.wide_value / kernels.vector_lanes, b_sums.value);
+    memory.tile.add(kernels, a, b_sums, key.rows + (has_extra ? 1 : 0));
   };
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
@@ -106,6 +124,12 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::Rule
   memory.heads.finish(memory.sums, join);
   write_scaled(key, memory.sums.key, memory.tile.wide_head, calls.scale);
   write_scaled(value, memory.sums.value, memory.tile.wide_value, calls.dropout_scale);
+  if (!has_extra) return;
+  const Sums extra = memory.tile.row(memory.sums, key.rows);
+  const MatrixView<Acc> extra_key{call.extra_key_of(b, kv_head), 1, key.cols, key.cols, 1};
+  const MatrixView<Acc> extra_value{call.extra_value_of(b, kv_head), 1, value.cols, value.cols, 1};
+  write_scaled(extra_key, extra.key, memory.tile.wide_head, calls.scale);
+  write_scaled(extra_value, extra.value, memory.tile.wide_value, calls.dropout_scale);
 }
 
 /// Every head of every sequence, its rules known by their functions alone: compiled once per scalar.
@@ -118,7 +142,7 @@ void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCal
   const Index head_dim = call.forward.query.size(3);
   const Index value_dim = call.forward.value.size(3);
   const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),
-                                 !std::is_same_v<In, Acc>};
+                                 call.forward.extra.key != nullptr, !std::is_same_v<In, Acc>};
   const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
   const auto memory_of_worker = [&](kernels::Arena& arena) {
     return kernels::GradientMemory<Acc>(sizes, call.forward.query_len(), call.group_size(),

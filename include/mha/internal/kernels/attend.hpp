@@ -98,8 +98,8 @@ struct Plan {
 
   /// @param query_len, kv_len  the longest
   Plan(Index batch, Index num_heads, Index kv_heads, Index query_len, Index kv_len, Index head_dim,
-       Index value_dim, bool converts, const Executor& executor)
-      : sizes{head_dim, value_dim, kv_len, converts} {
+       Index value_dim, bool extra_key, bool converts, const Executor& executor)
+      : sizes{head_dim, value_dim, kv_len, extra_key, converts} {
     if (batch == 0 || num_heads == 0 || query_len == 0) return;
     const Index group_size = num_heads / kv_heads;
     few = query_len <= kFewQueries;
@@ -157,8 +157,8 @@ struct Plan {
 template <class In, class T, class Call>
 Plan<T> plan_of(const Call& call, const Executor& executor) {
   return Plan<T>(call.batch(), call.query.size(1), call.key.size(1), call.query_len(),
-                 call.kv_len(), call.query.size(3), call.value.size(3), !std::is_same_v<In, T>,
-                 executor);
+                 call.kv_len(), call.query.size(3), call.value.size(3), call.extra.key != nullptr,
+                 !std::is_same_v<In, T>, executor);
 }
 
 /// A call, its plan and its memory.

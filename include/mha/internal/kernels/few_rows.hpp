@@ -11,46 +11,22 @@
 // tiles and chunks: a decoded row has the bits of that row of the full run.
 #pragma once
 
-#include <array>
-
-#include "mha/internal/kernels/head.hpp"
+#include "mha/internal/kernels/few_rows_scores.hpp"
 #include "mha/internal/kernels/join_rows.hpp"
 
 namespace mha::kernels {
 
-/// Rows that are computed together at the most.
-inline constexpr Index kFewRows = 8;
-
 template <class In, class Out, class T>
-class FewRows {
+class FewRows : public FewRowsScores<In, Out, T> {
  public:
-  /// @param heads  neighbouring query heads of one key head, with num_queries queries each
-  FewRows(const Head<In, Out, T>* heads, Index num_heads, Index num_queries,
-          const FewRowsMemory<T>& memory)
-      : heads_(heads),
-        kernels_(heads[0].kernels),  // NOLINT(clang-analyzer-core.*): a task has at least one head
-        calls_(heads[0].calls),
-        key_(heads[0].task.key),
-        value_(heads[0].task.value),
-        num_heads_(num_heads),
-        num_queries_(num_queries),
-        rows_(num_heads * num_queries),
-        at_(memory) {}
+  using Scores = FewRowsScores<In, Out, T>;
+  using Scores::Scores;
 
   void run() {
-    start();
+    this->start();
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) absorb(tile);
     finish();
   }
-
-  void start() {
-    scale_queries();
-    find_ranges();
-  }
-
-  /// Keys that some row may see: [begin(), end()), empty if begin() >= end().
-  Index begin() const { return begin_; }
-  Index end() const { return end_; }
 
   /// All keys of a chunk, into a fresh state.
   void run_chunk(Index chunk) {
@@ -78,46 +54,30 @@ class FewRows {
       clear(states_.now);
       std::fill_n(states_.now.acc, rows_ * at_.wide, T(0));
     }
+    if (extra_.key != nullptr) join_extra_key();
     write_output();
   }
 
  private:
-  const Head<In, Out, T>& head_of(Index row) const { return heads_[row / num_queries_]; }
-  Index query_of(Index row) const { return row % num_queries_; }
-  Index vectors_of(Index lanes) const {
-    return (lanes + kernels_.vector_lanes - 1) / kernels_.vector_lanes;
-  }
-
-  void scale_queries() {
-    const T factor = calls_.query_factor();
-    for (Index r = 0; r < rows_; ++r) {
-      const MatrixView<const In>& query = head_of(r).task.query;
-      for (Index d = 0; d < key_.cols; ++d) {
-        at_.query[r * key_.cols + d] = mha::detail::convert<T>(query(query_of(r), d)) * factor;
-      }
-    }
-  }
-
-  void find_ranges() {
-    begin_ = all_end_ = key_.rows;
-    end_ = all_begin_ = 0;
-    for (Index r = 0; r < rows_; ++r) {
-      KeyRange range{0, key_.rows};
-      const Head<In, Out, T>& head = head_of(r);
-      if (calls_.ranges != nullptr)
-        calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
-      const bool empty = range.begin >= range.end;
-      if (empty) range = {0, 0};
-      at_.begin[r] = static_cast<int_of<T>>(range.begin);
-      at_.end[r] = static_cast<int_of<T>>(range.end);
-      at_.allowed[r] = calls_.may_mask || empty ? 0 : 1;
-      all_begin_ = std::max(all_begin_, empty ? key_.rows : range.begin);
-      all_end_ = std::min(all_end_, range.end);
-      if (empty) continue;
-      begin_ = std::min(begin_, range.begin);
-      end_ = std::max(end_, range.end);
-    }
-  }
+  using Scores::all_begin_;
+  using Scores::all_end_;
+  using Scores::at_;
+  using Scores::begin_;
+  using Scores::calls_;
+  using Scores::drop;
+  using Scores::end_;
+  using Scores::extra_;
+  using Scores::head_of;
+  using Scores::heads_;
+  using Scores::kernels_;
+  using Scores::key_;
+  using Scores::query_of;
+  using Scores::rows_;
+  using Scores::score;
+  using Scores::states_;
+  using Scores::value_;
+  using Scores::vectors_of;
+  using Scores::wants;
 
   /// No key yet; acc is left as it is.
   void clear(const SoftmaxState<T>& state) const {
@@ -158,119 +118,6 @@ class FewRows {
       kernels_.add(acc, 1, rows_ * at_.wide / kernels_.vector_lanes, at_.part);
     }
     fresh_ = false;
-  }
-
-  /// Asks the rules about keys from, ..., to - 1, within one key tile. False: no row may attend to any
-  /// of them.
-  bool wants(Index from, Index to) {
-    if (calls_.tile == nullptr) return true;
-    bool any = false;
-    for (Index n = 0; n < num_heads_; ++n) {
-      const Head<In, Out, T>& head = heads_[n];
-      const TileMask mask = calls_.tile(calls_.rules, head.extent, head.b, head.h,
-                                        {0, num_queries_, from, to - from});
-      all_allowed_[static_cast<std::size_t>(n)] = mask == TileMask::all;
-      any = any || mask != TileMask::none;
-    }
-    return any;
-  }
-
-  void score(Index from, Index to) {
-    const Index keys = to - from;
-    const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
-    // As many keys at a time as keep their transposed panel in the first-level cache.
-    constexpr Index kPanel = FewRowsMemory<T>::kPanel;
-    for (Index j = 0; j < keys; j += kPanel) {
-      const MatrixView<const In> key = key_.middle_rows(from + j, std::min(kPanel, keys - j));
-      const Index vectors = vectors_of(key.rows);
-      const T* rows = nullptr;
-      Index row_stride = key.cols;
-      Index col_stride = 1;
-      if constexpr (std::is_same_v<In, T>) {
-        rows = key.data;
-        row_stride = key.row_stride;
-        col_stride = key.col_stride;
-      } else {
-        convert_rows(key, at_.plain, key.cols);
-        rows = at_.plain;
-      }
-      kernels_.pack(rows, row_stride, col_stride, key.rows, key.cols, T(1), at_.key, kPanel,
-                    vectors * kernels_.vector_lanes);
-      Product<T> x;
-      x.rows = rows_;
-      x.vectors = vectors;
-      x.depth = key.cols;
-      x.a = at_.query;
-      x.a_row = key.cols;
-      x.a_step = 1;
-      x.b = at_.key;
-      x.b_step = kPanel;
-      x.c = at_.s + j;
-      x.c_row = kKeyTile;
-      x.fetch[0] = x.fetch[1] = x.a;
-      kernels_.product(x);
-    }
-    modify(from, keys);
-    for (Index r = 0; r < rows_; ++r) {
-      T* const row = at_.s + r * kKeyTile;
-      for (Index j = from; j < std::min(to, static_cast<Index>(at_.begin[r])); ++j) {
-        mha::detail::set_minus_infinity(row[j - from]);
-      }
-      for (Index j = std::max(from, static_cast<Index>(at_.end[r])); j < to; ++j) {
-        mha::detail::set_minus_infinity(row[j - from]);
-      }
-      for (Index j = keys; j < lanes; ++j) mha::detail::set_minus_infinity(row[j]);
-    }
-  }
-
-  void modify(Index from, Index keys) {
-    for (Index r = 0; calls_.scales_scores() && r < rows_; ++r) {
-      T* const row = at_.s + r * kKeyTile;
-      for (Index j = 0; j < keys; ++j) row[j] *= calls_.scale;
-    }
-    if (calls_.softcap > T(0)) {
-      kernels_.softcap(at_.s, rows_, kKeyTile, vectors_of(keys), calls_.softcap);
-    }
-    if (calls_.modify == nullptr) return;
-    for (Index n = 0; n < num_heads_; ++n) {
-      const Index row = n * num_queries_;
-      const bool all_allowed = all_allowed_[static_cast<std::size_t>(n)];
-      if (all_allowed && !calls_.changes_scores) {
-        for (Index r = row; r < row + num_queries_; ++r) {
-          note_allowed(at_.allowed[r], at_.s + r * kKeyTile, 1, from,
-                       keys_of_row(at_.begin, at_.end, r, from, from + keys));
-        }
-        continue;
-      }
-      ModifyTile<T> tile;
-      tile.all_allowed = all_allowed;
-      tile.extent = &heads_[n].extent;
-      tile.b = heads_[n].b;
-      tile.h = heads_[n].h;
-      tile.first_query = 0;
-      tile.queries = num_queries_;
-      tile.first_key = from;
-      tile.keys = keys;
-      tile.s = at_.s + row * kKeyTile;
-      tile.row_stride = kKeyTile;
-      tile.lanes_are_queries = false;
-      tile.begin = at_.begin + row;
-      tile.end = at_.end + row;
-      tile.allowed = at_.allowed + row;
-      calls_.modify(calls_.rules, tile);
-    }
-  }
-
-  void drop(Index from, Index keys) const {
-    for (Index r = 0; r < rows_; ++r) {
-      const Head<In, Out, T>& head = head_of(r);
-      std::uint32_t row[2];
-      calls_.dropout_row(calls_.rules, head.b, head.h, query_of(r), row);
-      const DropoutRow dropout{row[0], row[1]};
-      for (Index j = 0; j < keys; ++j) {
-        if (dropout.bits(from + j) < calls_.dropout_threshold) at_.s[r * kKeyTile + j] = T(0);
-      }
-    }
   }
 
   /// part = the weights of keys from, ..., to - 1 times their values.
@@ -343,10 +190,15 @@ class FewRows {
     for (Index r = 0; r < rows_; ++r) {
       const Head<In, Out, T>& head = head_of(r);
       RowEnd<T> end{false, T(0)};
-      end.has_sink = calls_.sink(calls_.rules, head.h, end.sink);
+      end.has_sink = sink_of(head, end.sink);
       const Index i = query_of(r);
-      T* const lse = head.task.lse.data == nullptr ? nullptr : &head.task.lse(i, 0);
-      at_.factor[r] = end(at_.allowed[r] != 0, states_.now.row_max[r], states_.now.row_sum[r], lse);
+      const bool weighs_zero = extra_.zero && head.task.weights.data != nullptr;
+      const bool needs_lse = weighs_zero || head.task.lse.data != nullptr;
+      T lse(0);
+      at_.factor[r] = end(at_.allowed[r] != 0, states_.now.row_max[r], states_.now.row_sum[r],
+                          needs_lse ? &lse : nullptr);
+      if (head.task.lse.data != nullptr) head.task.lse(i, 0) = lse;
+      if (weighs_zero) head.task.extra_weights(i, extra_.count() - 1) = std::exp(-lse);
       const T factor = at_.factor[r] * calls_.dropout_scale;
       const T* const total = states_.now.acc + r * at_.wide;
       const MatrixView<Out> output = head.task.output.middle_rows(i, 1);
@@ -356,7 +208,41 @@ class FewRows {
         output(0, c) = mha::detail::convert<Out>(x);
       }
     }
-    if (heads_[0].task.weights.data != nullptr) write_weights();
+    if (heads_[0].task.weights.data == nullptr) return;
+    write_weights();
+    if (extra_.key != nullptr) write_extra_weights();
+  }
+
+  /// As where a lane is a query.
+  void join_extra_key() {
+    const SoftmaxState<T>& state = at_.extra;
+    this->multiply({extra_.key, 1, key_.cols, key_.cols, 1}, at_.s);
+    this->scale_and_cap(1);
+    for (Index r = 0; r < rows_; ++r) {
+      state.row_max[r] = at_.s[r * kKeyTile];
+      state.row_sum[r] = at_.s[r * kKeyTile] = T(1);
+      at_.allowed[r] = 1;
+    }
+    if (calls_.dropout_row != nullptr) drop(key_.rows, 1);
+    std::fill_n(state.acc, rows_ * at_.wide, T(0));
+    for (Index r = 0; r < rows_; ++r) {
+      if (at_.s[r * kKeyTile] == T(0)) continue;
+      std::copy_n(extra_.value, value_.cols, state.acc + r * at_.wide);
+    }
+    joined()(states_.now, state);
+  }
+
+  void write_extra_weights() {
+    for (Index r = 0; r < rows_; ++r) {
+      T* const row = at_.s + r * kKeyTile;
+      row[0] = at_.extra.row_max[r];
+      for (Index l = 1; l < kernels_.vector_lanes; ++l) mha::detail::set_minus_infinity(row[l]);
+    }
+    kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, 1, states_.now.row_max, states_.now.row_sum,
+                               at_.correction);
+    for (Index r = 0; r < rows_; ++r) {
+      head_of(r).task.extra_weights(query_of(r), 0) = at_.s[r * kKeyTile] * at_.factor[r];
+    }
   }
 
   void write_weights() {
@@ -380,20 +266,7 @@ class FewRows {
     }
   }
 
-  const Head<In, Out, T>* heads_;
-  const Kernels<T>& kernels_;
-  const RuleCalls<T>& calls_;
-  const MatrixView<const In> key_;
-  const MatrixView<const In> value_;
-  const Index num_heads_;
-  const Index num_queries_;
-  const Index rows_;
-  FewRowsMemory<T> at_;
-  SoftmaxStates<T>& states_ = at_.states;
-  std::array<bool, std::size_t{kFewRows}> all_allowed_{};  ///< of the key tile at hand, by heads
-  bool fresh_ = true;                  ///< no key of the chunk yet: acc holds nothing
-  Index begin_ = 0, end_ = 0;          ///< keys that some row may see
-  Index all_begin_ = 0, all_end_ = 0;  ///< keys that every row may see
+  bool fresh_ = true;  ///< no key of the chunk yet: acc holds nothing
 };
 
 }  // namespace mha::kernels

@@ -13,7 +13,9 @@
 // Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 #pragma once
 
-#include "mha/internal/kernels/query_tile.hpp"
+#include "mha/internal/kernels/extra_key.hpp"
+#include "mha/internal/kernels/gradient_memory.hpp"
+#include "mha/internal/kernels/query_scores.hpp"
 #include "mha/reference/backward.hpp"
 
 namespace mha::kernels {
@@ -56,59 +58,10 @@ GradientCalls<T> gradient_calls() {
   return calls;
 }
 
-/// Sums over queries, of some keys: dK without its scale [key][wide head_dim], dV [key][wide value_dim].
-template <class T>
-struct KeySums {
-  T* key = nullptr;
-  T* value = nullptr;
-};
-
-/// The memory of one tile.
-template <class T>
-struct GradientTileMemory {
-  Index wide_head = 0;   ///< head_dim in whole vectors
-  Index wide_value = 0;  ///< value_dim in whole vectors
-  TileScratch<T> scratch;
-  QueryTileMemory<T> tile;
-  T* grad_output = nullptr;       ///< panel [value_dim]: dO^T
-  T* output = nullptr;            ///< panel [value_dim]: O^T
-  T* grad_scores = nullptr;       ///< panel [kKeyTile]: dP^T, then dS^T
-  T* capped = nullptr;            ///< panel [kKeyTile]: scores as modifiers see them
-  T* part = nullptr;              ///< panel [head_dim]: a key tile's part of dQ^T
-  T* query_rows = nullptr;        ///< [query][wide_head]
-  T* grad_output_rows = nullptr;  ///< [query][wide_value]
-  T* lse = nullptr;               ///< lanes
-
-  GradientTileMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
-      : wide_head(round_up(sizes.head_dim, kLine)),
-        wide_value(round_up(sizes.value_dim, kLine)),
-        scratch(of_one_tile(sizes), arena),
-        tile(of_one_tile(sizes), scratch, arena) {
-    constexpr Index kWide = kLanes<T>;
-    const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
-    grad_output = arena.take<T>(sizes.value_dim * kWide);
-    output = tile.states.now.acc;
-    grad_scores = arena.take<T>(keys * kWide);
-    if (keeps_capped) capped = arena.take<T>(keys * kWide);
-    part = arena.take<T>(sizes.head_dim * kWide);
-    query_rows = arena.take<T>(kWide * wide_head);
-    grad_output_rows = arena.take<T>(kWide * wide_value);
-    lse = arena.take<T>(kWide);
-  }
-
- private:
-  static constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
-  /// No state of the forward pass waits for another here.
-  static TileSizes of_one_tile(TileSizes sizes) {
-    sizes.kv_len = std::min(sizes.kv_len, kKeyTile);
-    return sizes;
-  }
-};
-
 template <class In, class T>
-class GradientTile : public QueryTile<In, In, T> {
+class GradientTile : public QueryScores<In, In, T> {
  public:
-  using Tile = QueryTile<In, In, T>;
+  using Tile = QueryScores<In, In, T>;
   using Tile::kGroup;
   using Tile::kWide;
 
@@ -146,7 +99,8 @@ class GradientTile : public QueryTile<In, In, T> {
     for (Index l = 0; l < groups_ * kGroup; ++l) {
       const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
       const bool dead =
-          mha::detail::is_minus_infinity(lse) || (at_.allowed[l] == 0 && !calls_.may_mask);
+          mha::detail::is_minus_infinity(lse) ||
+          (at_.allowed[l] == 0 && !calls_.may_mask && grad_task_.extra.key == nullptr);
       to_.lse[l] = lse;
       if (!dead || l >= count_) continue;
       std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
@@ -171,9 +125,7 @@ class GradientTile : public QueryTile<In, In, T> {
       const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
       this->segments_.cut(from, to, groups_);
       for (const Segment& s : this->segments_) {
-        step(s, key, value, from, tile,
-             {sums.key + (s.begin - chunk) * to_.wide_head,
-              sums.value + (s.begin - chunk) * to_.wide_value});
+        step(s, key, value, from, tile, to_.row(sums, s.begin - chunk));
       }
       Upcoming<T> nothing;
       this->weighted_by(to_.grad_scores, tile, true)
@@ -187,6 +139,49 @@ class GradientTile : public QueryTile<In, In, T> {
   void zero_unused(T* grad_query) const {
     if (groups_ == Segments::kGroups) return;
     WeightedRows<T>::zero_lanes(grad_query, task_.key.cols, groups_, Segments::kGroups);
+  }
+
+  /// The extra key, for queries first, ..., first + count - 1.
+  /// @param grad_query  panel: its share is added
+  /// @param sums        of one key: its share is added
+  void run_extra_key(Index first, Index count, T* delta, T* grad_query, const KeySums<T>& sums) {
+    this->place(first, count);
+    this->find_ranges();
+    this->pack_queries();
+    if (calls_.dropout_row != nullptr) this->start_dropout();
+    find_delta(first, count, delta);
+    take_rows(delta);
+    const Index vectors = this->vectors_of(groups_);
+    const ExtraKeys<T>& extra = grad_task_.extra;
+    T* const p = at_.tile_max;
+    T* const grad = at_.tile_sum;
+    T* const capped = at_.correction;
+    score_one_key(kernels_, calls_, extra.key, task_.key.cols, at_.query, vectors, p);
+    std::copy_n(p, groups_ * kGroup, capped);
+    kernels_.weights(p, 1, vectors, to_.lse);
+    Product<T> x = product_of(1, vectors, task_.value.cols);
+    x.a = extra.value;
+    x.a_step = 1;
+    x.b = to_.grad_output;
+    x.b_step = kWide;
+    x.c = grad;
+    x.c_row = kWide;
+    multiply(x);
+    const DropoutLanes<T> dropout{at_.dropout_start, at_.dropout_twist, calls_.dropout_threshold,
+                                  head_.extent.kv_len};
+    const bool drops = calls_.dropout_row != nullptr;
+    if (drops) kernels_.drop_gradient(grad, 1, vectors, dropout, calls_.dropout_scale);
+    kernels_.weight_gradient(p, grad, 1, vectors, delta_);
+    if (calls_.softcap > T(0)) {
+      kernels_.softcap_gradient(capped, grad, 1, vectors, calls_.softcap);
+    }
+    if (drops) kernels_.drop(p, 1, vectors, dropout);
+    add_to_keys(p, grad, 1, 0, count_, sums);
+    for (Index d = 0; d < task_.key.cols; ++d) {
+      for (Index l = 0; l < count_; ++l) {
+        if (grad[l] != T(0)) grad_query[d * kWide + l] += extra.key[d] * grad[l];
+      }
+    }
   }
 
   /// seen[i] becomes nonzero for queries first + i that may attend to a key of the chunk.
@@ -301,27 +296,33 @@ class GradientTile : public QueryTile<In, In, T> {
 
     // dV, dK; dV times dropout's scale at the end
     if (calls_.dropout_row != nullptr) kernels_.drop(p, keys, vectors, this->dropout_of(s));
-    if (rows_finite_) {
-      x = product_of(keys, to_.wide_value / kernels_.vector_lanes, queries);
-      x.a = p;
-      x.a_row = kWide;
-      x.a_step = 1;
-      x.b = to_.grad_output_rows + lane * to_.wide_value;
-      x.b_step = to_.wide_value;
-      x.c = sums.value;
-      x.c_row = to_.wide_value;
-      x.add = true;
-      multiply(x);
-      x.vectors = to_.wide_head / kernels_.vector_lanes;
-      x.a = grad;
-      x.b = to_.query_rows + lane * to_.wide_head;
-      x.b_step = to_.wide_head;
-      x.c = sums.key;
-      x.c_row = to_.wide_head;
-      multiply(x);
-    } else {
-      add_pair_by_pair(s, p, grad, queries, sums);
+    add_to_keys(p, grad, keys, lane, queries, sums);
+  }
+
+  /// dV and dK of some keys, from queries lane, ..., lane + queries - 1: p and grad begin at the first.
+  void add_to_keys(const T* p, const T* grad, Index keys, Index lane, Index queries,
+                   const KeySums<T>& sums) const {
+    if (!rows_finite_) {
+      add_pair_by_pair(p, grad, keys, lane, queries, sums);
+      return;
     }
+    Product<T> x = product_of(keys, to_.wide_value / kernels_.vector_lanes, queries);
+    x.a = p;
+    x.a_row = kWide;
+    x.a_step = 1;
+    x.b = to_.grad_output_rows + lane * to_.wide_value;
+    x.b_step = to_.wide_value;
+    x.c = sums.value;
+    x.c_row = to_.wide_value;
+    x.add = true;
+    multiply(x);
+    x.vectors = to_.wide_head / kernels_.vector_lanes;
+    x.a = grad;
+    x.b = to_.query_rows + lane * to_.wide_head;
+    x.b_step = to_.wide_head;
+    x.c = sums.key;
+    x.c_row = to_.wide_head;
+    multiply(x);
   }
 
   static Product<T> product_of(Index rows, Index vectors, Index depth) {
@@ -338,10 +339,9 @@ class GradientTile : public QueryTile<In, In, T> {
 
   /// dV and dK where a query or its gradient is not finite: it must not reach keys that it does not
   /// see.
-  void add_pair_by_pair(const Segment& s, const T* p, const T* grad, Index queries,
+  void add_pair_by_pair(const T* p, const T* grad, Index keys, Index lane, Index queries,
                         const KeySums<T>& sums) const {
-    const Index lane = s.first_group * kGroup;
-    for (Index j = 0; j < s.end - s.begin; ++j) {
+    for (Index j = 0; j < keys; ++j) {
       add_seen(p + j * kWide, queries, to_.grad_output_rows + lane * to_.wide_value, to_.wide_value,
                sums.value + j * to_.wide_value);
       add_seen(grad + j * kWide, queries, to_.query_rows + lane * to_.wide_head, to_.wide_head,

@@ -31,6 +31,9 @@ struct GradientMemory {
   T* delta = nullptr;         ///< of all queries
   KeySums<T> sums;
   ChunkTree<KeySums<T>> heads;
+  KeySums<T> extra;  ///< of the extra key, from a chunk of queries, and those that wait
+  KeySums<T>* extra_waiting;
+  Index* extra_last;
   /// Of level n - 1, the second of two halves before they are joined.
   std::array<T*, std::size_t{kMostLevels}> half_query{};
   std::array<KeySums<T>, std::size_t{kMostLevels}> half_key{};
@@ -40,12 +43,17 @@ struct GradientMemory {
                  Arena& arena)
       : tile(sizes, keeps_capped, arena),
         panel(sizes.head_dim * kBlock),
-        sums(take_sums(sizes.kv_len, arena)),
-        heads(take_waiting(waiting_states(group_size), sizes.kv_len, arena),
-              arena.take<Index>(waiting_states(group_size))) {
+        sums(take_sums(sizes.kv_len + (sizes.extra_key ? 1 : 0), arena)),
+        heads(take_waiting(waiting_states(group_size), sizes.kv_len + (sizes.extra_key ? 1 : 0),
+                           arena),
+              arena.take<Index>(waiting_states(group_size))),
+        extra(sizes.extra_key ? take_sums(1, arena) : KeySums<T>()),
+        extra_waiting(sizes.extra_key ? take_waiting(waiting_states(chunks_of(query_len)), 1, arena)
+                                      : nullptr),
+        extra_last(arena.take<Index>(sizes.extra_key ? waiting_states(chunks_of(query_len)) : 0)) {
     const Index query_chunks = chunks_of(query_len);
     const Index key_chunks = chunks_of(sizes.kv_len);
-    grad_query = take_panels(key_chunks > 1 ? query_len : kBlock, arena);
+    grad_query = take_panels(key_chunks > 1 || sizes.extra_key ? query_len : kBlock, arena);
     seen = arena.take<int_of<T>>(round_up(query_len, kBlock));
     delta = arena.take<T>(round_up(query_len, kBlock));
     const Index levels = waiting_states(std::max(query_chunks, key_chunks));
@@ -85,6 +93,7 @@ class GradientWalk {
   GradientWalk(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
                const GradientCalls<T>& calls, const GradientMemory<T>& memory)
       : head_(head),
+        task_(task),
         at_(memory),
         tile_(head, task, calls, memory.tile),
         query_len_(head.extent.query_len),
@@ -95,19 +104,20 @@ class GradientWalk {
   /// @param sums  become those of all queries of the head
   void run(const KeySums<T>& sums) {
     if (query_len_ == 0) {
-      clear(sums, kv_len_);
+      at_.tile.clear(sums, kv_len_ + (has_extra() ? 1 : 0));
       return;
     }
     std::fill_n(at_.seen, query_len_, int_of<T>(0));
-    if (!one_key_chunk()) {
+    if (!one_panel()) {
       for_each_block(0, query_len_, [&](Index row, Index count) {
         tile_.find_delta(row, count, at_.delta + row);
       });
     }
     const Index chunks = std::max(query_chunks_, key_chunks_);
     square(static_cast<int>(waiting_states(chunks)), 0, 0, at_.grad_query, sums);
+    if (has_extra()) run_extra_key(at_.tile.row(sums, kv_len_));
     for_each_block(0, query_len_, [&](Index row, Index count) {
-      if (!one_key_chunk()) {
+      if (!one_panel()) {
         tile_.write(row, count, at_.grad_query + row / kBlock * at_.panel);
       }
       tile_.collect_sink(row, count, at_.seen + row, at_.delta + row);
@@ -115,7 +125,9 @@ class GradientWalk {
   }
 
  private:
-  bool one_key_chunk() const { return key_chunks_ == 1; }
+  bool has_extra() const { return task_.extra.key != nullptr; }
+  /// Of a single chunk of keys and no other key nothing is kept: one panel serves all blocks.
+  bool one_panel() const { return key_chunks_ == 1 && !has_extra(); }
   template <class F>
   static void for_each_block(Index first, Index end, const F& f) {
     for (Index row = first; row < end; row += kBlock) f(row, std::min(kBlock, end - row));
@@ -132,9 +144,8 @@ class GradientWalk {
     const bool more_keys = (2 * k + 1) * half < key_chunks_;
     T* const half_query = at_.half_query[at];
     const KeySums<T> half_key = at_.half_key[at];
-    T* const lower = one_key_chunk() ? grad_query : grad_query + tokens / kBlock * at_.panel;
-    const KeySums<T> right = {sums.key + tokens * at_.tile.wide_head,
-                              sums.value + tokens * at_.tile.wide_value};
+    T* const lower = one_panel() ? grad_query : grad_query + tokens / kBlock * at_.panel;
+    const KeySums<T> right = at_.tile.row(sums, tokens);
     bool any = square(level - 1, 2 * q, 2 * k, grad_query, sums);
     if (more_keys && square(level - 1, 2 * q, 2 * k + 1, half_query, right)) {
       add_queries(grad_query, half_query, 2 * q * tokens, tokens);
@@ -157,34 +168,48 @@ class GradientWalk {
   bool pair(Index q, Index k, T* grad_query, const KeySums<T>& sums) {
     bool any = false;
     const Index chunk = k * kKeyChunk;
-    clear(sums, std::min(kKeyChunk, kv_len_ - chunk));
+    at_.tile.clear(sums, std::min(kKeyChunk, kv_len_ - chunk));
     const Index first = q * kKeyChunk;
     for_each_block(first, std::min(query_len_, first + kKeyChunk), [&](Index row, Index count) {
-      // Of a single chunk of keys nothing is kept: one panel serves all blocks.
-      T* const panel =
-          one_key_chunk() ? grad_query : grad_query + (row - first) / kBlock * at_.panel;
+      T* const panel = one_panel() ? grad_query : grad_query + (row - first) / kBlock * at_.panel;
       if (tile_.start(row, count, chunk)) {
         any = true;
-        if (one_key_chunk()) {
+        if (one_panel()) {
           tile_.find_delta(row, count, at_.delta + row);
         } else {
           tile_.pack_grad_output();
         }
         tile_.take_rows(at_.delta + row);
         tile_.run_chunk(chunk, panel, sums);
-        if (!one_key_chunk()) tile_.zero_unused(panel);
+        if (!one_panel()) tile_.zero_unused(panel);
         tile_.note_seen(at_.seen + row);
       } else {
         std::fill_n(panel, at_.panel, T(0));
       }
-      if (one_key_chunk()) tile_.write(row, count, panel);
+      if (one_panel()) tile_.write(row, count, panel);
     });
     return any;
   }
 
-  void clear(const KeySums<T>& sums, Index keys) const {
-    std::fill_n(sums.key, keys * at_.tile.wide_head, T(0));
-    std::fill_n(sums.value, keys * at_.tile.wide_value, T(0));
+  /// The extra key, joined after the root: its share of dQ is added to all others, its own sums run over the
+  /// queries like those of any key.
+  void run_extra_key(const KeySums<T>& to) {
+    const auto join = [this](const KeySums<T>& a, const KeySums<T>& b) {
+      at_.tile.add(head_.kernels, a, b, 1);
+    };
+    KeySums<T> now = at_.extra;
+    ChunkTree<KeySums<T>> tree(at_.extra_waiting, at_.extra_last);
+    for_each_block(0, query_len_, [&](Index row, Index count) {
+      if (!tree.in_chunk(row / kKeyChunk)) {
+        tree.start(row / kKeyChunk, now, join);
+        at_.tile.clear(now, 1);
+      }
+      tile_.run_extra_key(row, count, at_.delta + row, at_.grad_query + row / kBlock * at_.panel,
+                          now);
+    });
+    tree.finish(now, join);
+    std::copy_n(now.key, at_.tile.wide_head, to.key);
+    std::copy_n(now.value, at_.tile.wide_value, to.value);
   }
 
   void add(T* to, const T* from, Index count) const {
@@ -197,11 +222,11 @@ class GradientWalk {
   }
   void add_keys(const KeySums<T>& to, const KeySums<T>& from, Index first, Index tokens) const {
     const Index keys = std::min(tokens, kv_len_ - first);
-    add(to.key, from.key, keys * at_.tile.wide_head);
-    add(to.value, from.value, keys * at_.tile.wide_value);
+    at_.tile.add(head_.kernels, to, from, keys);
   }
 
   const Head<In, In, T>& head_;
+  const HeadGradientTask<In, T>& task_;
   const GradientMemory<T>& at_;
   GradientTile<In, T> tile_;
   const Index query_len_, kv_len_;

@@ -18,7 +18,8 @@ struct TileSizes {
   Index head_dim = 0;
   Index value_dim = 0;
   Index kv_len = 0;
-  bool converts = false;  ///< query, key, value and output are of another type than the sums
+  bool extra_key = false;  ///< a key beyond the caller's
+  bool converts = false;   ///< query, key, value and output are of another type than the sums
 };
 
 /// So many bytes of memory; null where they are only counted.
@@ -122,14 +123,12 @@ struct SoftmaxStates {
   }
 };
 
-/// Where a lane is a query: the state of one tile, see query_tile.hpp. acc is a panel [value_dim]: the
-/// output so far, transposed.
+/// Where a lane is a query: see query_scores.hpp.
 template <class T>
-struct QueryTileMemory {
+struct QueryScoresMemory {
   static constexpr Index kWide = kLanes<T>;
   static constexpr Index kBeyond = TileScratch<T>::kBeyond;
   T* query = nullptr;  ///< panel [head_dim]: scale * Q^T
-  SoftmaxStates<T> states;
   T* tile_max = nullptr;
   T* tile_sum = nullptr;
   T* correction = nullptr;
@@ -140,13 +139,27 @@ struct QueryTileMemory {
   int_of<T>* dropout_twist = nullptr;
   TileScratch<T> scratch;
 
-  QueryTileMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
-      : query(arena.take<T>(sizes.head_dim * kWide)),
-        states(sizes.kv_len, sizes.value_dim * kWide, kWide, arena),
-        scratch(shared) {
+  QueryScoresMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
+      : query(arena.take<T>(sizes.head_dim * kWide)), scratch(shared) {
     for (T** lane : {&tile_max, &tile_sum, &correction}) *lane = arena.take<T>(kWide);
     for (int_of<T>** lane : {&begin, &end, &allowed, &dropout_start, &dropout_twist}) {
       *lane = arena.take<int_of<T>>(kWide + kBeyond);
+    }
+  }
+};
+
+/// And its softmax, see query_tile.hpp. acc is a panel [value_dim]: the output so far, transposed.
+template <class T>
+struct QueryTileMemory : QueryScoresMemory<T> {
+  using QueryScoresMemory<T>::kWide;
+  SoftmaxStates<T> states;
+  SoftmaxState<T> extra{};  ///< of the extra key, if there is one
+
+  QueryTileMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
+      : QueryScoresMemory<T>(sizes, shared, arena),
+        states(sizes.kv_len, sizes.value_dim * kWide, kWide, arena) {
+    if (sizes.extra_key) {
+      extra = SoftmaxState<T>::take(sizes.value_dim * kWide, kWide, arena);
     }
   }
 };
@@ -157,12 +170,13 @@ struct FewRowsMemory {
   static constexpr Index kPanel = kLanes<T> / 2;  ///< keys transposed at a time (measured)
   Index wide = 0;                                 ///< value_dim in whole vectors
   SoftmaxStates<T> states;
-  T* part = nullptr;   ///< [rows][wide]: a tile's part of the output
-  T* query = nullptr;  ///< [rows][head_dim]: scale * Q
-  T* key = nullptr;    ///< [head_dim][kPanel]: K^T
-  T* s = nullptr;      ///< [rows][kKeyTile]
-  T* value = nullptr;  ///< [keys][wide], where V cannot be read in place
-  T* plain = nullptr;  ///< [kPanel][head_dim], converted keys
+  SoftmaxState<T> extra{};  ///< of the extra key, if there is one
+  T* part = nullptr;        ///< [rows][wide]: a tile's part of the output
+  T* query = nullptr;       ///< [rows][head_dim]: scale * Q
+  T* key = nullptr;         ///< [head_dim][kPanel]: K^T
+  T* s = nullptr;           ///< [rows][kKeyTile]
+  T* value = nullptr;       ///< [keys][wide], where V cannot be read in place
+  T* plain = nullptr;       ///< [kPanel][head_dim], converted keys
   T* correction = nullptr;
   T* factor = nullptr;
   int_of<T>* begin = nullptr;
@@ -172,6 +186,7 @@ struct FewRowsMemory {
   FewRowsMemory(const TileSizes& sizes, Index rows, Arena& arena)
       : wide(round_up(sizes.value_dim, 64 / static_cast<Index>(sizeof(T)))),
         states(sizes.kv_len, rows * wide, rows, arena) {
+    if (sizes.extra_key) extra = SoftmaxState<T>::take(rows * wide, rows, arena);
     part = arena.take<T>(rows * wide);
     query = arena.take<T>(rows * sizes.head_dim);
     key = arena.take<T>(sizes.head_dim * kPanel);

@@ -156,14 +156,21 @@ class LayerGradient : public LayerPass<Layer> {
     const auto heads = [entries](Matrix<Acc>& m, Index num_heads) {
       return HeadColumns<Acc>(memory_of(m)).heads(num_heads, entries);
     };
-    const BatchGradient<Acc> call{task, heads(tape.grad_concat_, c.num_heads),
-                                  heads(tape.grad_q_, c.num_heads), heads(tape.grad_k_, c.kv_heads),
-                                  heads(tape.grad_v_, c.kv_heads)};
-    if (c.add_bias_kv || c.add_zero_attn) {
-      mha::detail::backward(call, ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn),
-                            options.executor, &tape.scratch_);
-    } else {
-      mha::detail::backward(call, rules, options.executor, &tape.scratch_);
+    BatchGradient<Acc> call{task, heads(tape.grad_concat_, c.num_heads),
+                            heads(tape.grad_q_, c.num_heads), heads(tape.grad_k_, c.kv_heads),
+                            heads(tape.grad_v_, c.kv_heads)};
+    if (c.add_bias_kv) {
+      tape.grad_bias_k_.resize(tape.batch_.count, layer_.bias_k.size());
+      tape.grad_bias_v_.resize(tape.batch_.count, layer_.bias_v.size());
+      call.grad_extra_key = tape.grad_bias_k_.data();
+      call.grad_extra_value = tape.grad_bias_v_.data();
+    }
+    mha::detail::backward(call, rules, options.executor, &tape.scratch_);
+    if (c.add_bias_kv) {
+      for (Index b = 0; b < tape.batch_.count; ++b) {
+        grads.bias_k += tape.grad_bias_k_.row(b);
+        grads.bias_v += tape.grad_bias_v_.row(b);
+      }
     }
 
     // The rotation back: its pairs mirrored, turned the same way, and mirrored again.
@@ -186,27 +193,10 @@ class LayerGradient : public LayerPass<Layer> {
                              memory_of(tape.grad_q_), memory_of(grads.query), false);
     Matrix<Acc>& grad_key = one ? grads.query : grads.key;
     Matrix<Acc>& grad_value = apart ? grads.value : grad_key;
-    if (!c.add_bias_kv) {
-      backward_projection<Acc>(products, grads.k_proj, layer_.k_proj, tape.key_,
-                               memory_of(tape.grad_k_), memory_of(grad_key), one);
-      backward_projection<Acc>(products, grads.v_proj, layer_.v_proj, tape.value_,
-                               memory_of(tape.grad_v_), memory_of(grad_value), !apart);
-      return;
-    }
-    for (Index b = 0; b < tape.batch_.count; ++b) {  // bias_k's row follows each sequence's own
-      const Segment& s = memory.segments[b];
-      const Index own = s.kv_len - 1;
-      const Index given = s.key_row - b;
-      const auto rows = [&](const auto& m) { return m.middle_rows(given, own); };
-      const MatrixView<Acc> grad_k = memory_of(tape.grad_k_).middle_rows(s.key_row, s.kv_len);
-      const MatrixView<Acc> grad_v = memory_of(tape.grad_v_).middle_rows(s.key_row, s.kv_len);
-      backward_projection<Acc>(products, grads.k_proj, layer_.k_proj, rows(tape.key_),
-                               grad_k.middle_rows(0, own), rows(memory_of(grad_key)), one);
-      backward_projection<Acc>(products, grads.v_proj, layer_.v_proj, rows(tape.value_),
-                               grad_v.middle_rows(0, own), rows(memory_of(grad_value)), !apart);
-      for (Index d = 0; d < grads.bias_k.size(); ++d) grads.bias_k(d) += grad_k(own, d);
-      for (Index d = 0; d < grads.bias_v.size(); ++d) grads.bias_v(d) += grad_v(own, d);
-    }
+    backward_projection<Acc>(products, grads.k_proj, layer_.k_proj, tape.key_,
+                             memory_of(tape.grad_k_), memory_of(grad_key), one);
+    backward_projection<Acc>(products, grads.v_proj, layer_.v_proj, tape.value_,
+                             memory_of(tape.grad_v_), memory_of(grad_value), !apart);
   }
 
  private:

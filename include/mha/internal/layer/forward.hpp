@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "mha/internal/layer/extra_keys.hpp"
 #include "mha/internal/layer/memory.hpp"
 #include "mha/internal/layer/sequences.hpp"
 #include "mha/multi_head_config.hpp"
@@ -37,13 +36,14 @@ class LayerPass {
     const MultiHeadConfig& c = layer_.config();
     LayerSizes s;
     s.query_rows = query_rows;
-    s.key_rows = key_rows + (c.add_bias_kv ? sequences : 0);
+    s.key_rows = key_rows;
+    s.extra_key = c.add_bias_kv;
     s.query_width = c.num_heads * c.head_dim;
     s.key_width = c.kv_heads * c.head_dim;
     s.value_width = c.kv_heads * c.value_dim;
     s.concat_width = c.num_heads * c.value_dim;
     s.lse_width = own_lse ? c.num_heads : 0;
-    s.num_segments = ragged || c.add_bias_kv ? sequences : 0;
+    s.num_segments = ragged ? sequences : 0;
     s.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
     if constexpr (has_kernels<Acc>) {
       const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
@@ -93,7 +93,7 @@ class LayerPass {
                                                                         true, executor)
                                   .bytes());
       };
-      if (!std::is_same_v<Scalar, Acc> || c.add_bias_kv) inputs = Inputs::all_apart;
+      if (!std::is_same_v<Scalar, Acc>) inputs = Inputs::all_apart;
       if (inputs == Inputs::one_matrix) {
         input(query_rows, c.embed_dim, std::max({q_width, k_width, v_width}), 3);
       } else {
@@ -105,22 +105,13 @@ class LayerPass {
           input(key_rows, c.vdim, v_width, 1);
         }
       }
-      if (c.add_bias_kv && batch.count > 1) {
-        // Projected sequence by sequence, and not every shorter one needs less: the way to project
-        // goes by the rows.
-        for (Index b = 0; b < (batch.ragged ? batch.count : 1); ++b) {
-          const Index rows = batch.kv_len_of(options, b);
-          input(rows, c.kdim, k_width, 1);
-          input(rows, c.vdim, v_width, 1);
-        }
-      }
       most = std::max(
           most, projection_plan<Acc, Acc, Scalar, Scalar>(query_rows, c.num_heads * c.value_dim,
                                                           c.out_dim, 1, contiguous, executor)
                     .bytes());
       const kernels::Plan<Acc> plan(batch.count, c.num_heads, c.kv_heads, batch.query_len,
-                                    batch.kv_len + (c.add_bias_kv ? 1 : 0), c.head_dim, c.value_dim,
-                                    false, executor);
+                                    batch.kv_len, c.head_dim, c.value_dim, c.add_bias_kv, false,
+                                    executor);
       most = std::max(most, plan.bytes());
     }
     return most;
@@ -129,8 +120,7 @@ class LayerPass {
   /// Bytes of the block that a call works in, whichever of its inputs are one matrix.
   std::size_t bytes(Index query_rows, Index key_rows, const Batch& batch,
                     const Options& options) const {
-    const bool own_lse = layer_.config().add_zero_attn && !options.need_lse;
-    LayerSizes s = sizes(query_rows, key_rows, batch.count, own_lse, batch.ragged);
+    LayerSizes s = sizes(query_rows, key_rows, batch.count, false, batch.ragged);
     for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
       for (const bool contiguous : {true, false}) {
         s.scratch = std::max(
@@ -145,8 +135,7 @@ class LayerPass {
                const Options& options, const Batch& batch, const MatrixView<Scalar>& output,
                const MatrixView<Acc>& lse, Tensor<Acc>& weights) const {
     if (batch.count == 0) return;
-    const bool own_lse = lse.data == nullptr && !weights.empty() && layer_.config().add_zero_attn;
-    LayerSizes s = sizes(query.rows, key.rows, batch.count, own_lse, batch.ragged);
+    LayerSizes s = sizes(query.rows, key.rows, batch.count, false, batch.ragged);
     if constexpr (has_kernels<Acc>) {
       s.scratch = scratch_bytes(query.rows, key.rows, batch, options, inputs_of(query, key, value),
                                 output.col_stride == 1);
@@ -169,29 +158,26 @@ class LayerPass {
                   Tensor<Acc>& weights) const {
     const MultiHeadConfig& c = layer_.config();
     const MatrixView<Acc>& lse_rows = lse.data != nullptr ? lse : memory.lse;
-    const Index extra = c.add_bias_kv ? 1 : 0;  // keys that end every sequence
-    const bool in_segments = memory.segments != nullptr && (batch.ragged || extra == 1);
-    if (in_segments) batch.place(options, extra, memory.segments);
-    project_inputs(memory, query, key, value, batch, options.executor);
+    if (memory.segments != nullptr && batch.ragged) batch.place(options, memory.segments);
+    project_inputs(memory, query, key, value, options.executor);
+    for (Index d = 0; d < layer_.bias_k.size(); ++d)
+      memory.bias_k[d] = convert<Acc>(layer_.bias_k(d));
+    for (Index d = 0; d < layer_.bias_v.size(); ++d)
+      memory.bias_v[d] = convert<Acc>(layer_.bias_v(d));
     if (c.rotary) rotate(memory, rules, batch, options);
 
     BatchTask<Acc> call = heads_of(memory, lse_rows, batch, options);
     if (!weights.empty()) call.weights = weights.view();
-    if (c.add_bias_kv || c.add_zero_attn) {
-      attend(memory, call, ExtraKeys(rules, c.add_bias_kv, c.add_zero_attn), options);
-    } else {
-      attend(memory, call, rules, options);
-    }
+    attend(memory, call, rules, options);
     const ProjectionTask<Linear, Scalar> last{&layer_.out_proj, output};
     project<Acc, Acc>(memory.concat, &last, 1, options.executor, projection_memory(memory));
-    if (!weights.empty()) place_extra_columns(batch, options, lse_rows, weights);
   }
 
   /// Attention's call: the heads of q, k, v and of the concatenation are views of their columns.
   BatchTask<Acc> heads_of(const LayerMemory<Acc>& memory, const MatrixView<Acc>& lse,
                           const Batch& batch, const Options& options) const {
     const MultiHeadConfig& c = layer_.config();
-    const bool in_segments = memory.segments != nullptr && (batch.ragged || c.add_bias_kv);
+    const bool in_segments = memory.segments != nullptr && batch.ragged;
     const Index entries = in_segments ? 1 : batch.count;
     BatchTask<Acc> call{memory.q.heads(c.num_heads, entries),
                         memory.k.heads(c.kv_heads, entries),
@@ -201,6 +187,7 @@ class LayerPass {
                         HeadColumns<Acc>(lse).heads(c.num_heads, entries),
                         &options.past_len};
     if (lse.cols == 0) call.lse.data = nullptr;
+    call.extra = {c.add_bias_kv ? memory.bias_k : nullptr, memory.bias_v, c.add_zero_attn};
     if (in_segments) {
       call.segments = memory.segments;
       call.num_segments = batch.count;
@@ -223,48 +210,28 @@ class LayerPass {
     }
   }
 
-  /// q, k and v. What is projected from one matrix is projected together. With add_bias_kv, the bias
-  /// rows follow each sequence.
+  /// q, k and v. What is projected from one matrix is projected together.
   void project_inputs(const LayerMemory<Acc>& memory, const View& query, const View& key,
-                      const View& value, const Batch& batch, const Executor& executor) const {
+                      const View& value, const Executor& executor) const {
     using Task = ProjectionTask<Linear, Acc>;
     const ProjectionMemory<Acc> scratch = projection_memory(memory);
     const Task tasks[3] = {
         {&layer_.q_proj, memory.q}, {&layer_.k_proj, memory.k}, {&layer_.v_proj, memory.v}};
-    if (!layer_.config().add_bias_kv) {
-      const Inputs inputs = inputs_of(query, key, value);
-      const bool one_context = inputs == Inputs::one_context;
-      if (inputs == Inputs::one_matrix) {
-        project<Acc>(query, tasks, 3, executor, scratch);
-        return;
-      }
-      project<Acc>(query, tasks, 1, executor, scratch);
-      project<Acc>(key, tasks + 1, one_context ? 2 : 1, executor, scratch);
-      if (!one_context) project<Acc>(value, tasks + 2, 1, executor, scratch);
+    const Inputs inputs = inputs_of(query, key, value);
+    const bool one_context = inputs == Inputs::one_context;
+    if (inputs == Inputs::one_matrix) {
+      project<Acc>(query, tasks, 3, executor, scratch);
       return;
     }
     project<Acc>(query, tasks, 1, executor, scratch);
-    for (Index b = 0; b < batch.count; ++b) {
-      const Segment& s = memory.segments[b];
-      const Index own = s.kv_len - 1;
-      const Index given = s.key_row - b;
-      const Task keys{&layer_.k_proj, memory.k.middle_rows(s.key_row, own)};
-      const Task values{&layer_.v_proj, memory.v.middle_rows(s.key_row, own)};
-      project<Acc>(key.middle_rows(given, own), &keys, 1, executor, scratch);
-      project<Acc>(value.middle_rows(given, own), &values, 1, executor, scratch);
-      for (Index d = 0; d < layer_.bias_k.size(); ++d) {
-        memory.k(s.key_row + own, d) = convert<Acc>(layer_.bias_k(d));
-      }
-      for (Index d = 0; d < layer_.bias_v.size(); ++d) {
-        memory.v(s.key_row + own, d) = convert<Acc>(layer_.bias_v(d));
-      }
-    }
+    project<Acc>(key, tasks + 1, one_context ? 2 : 1, executor, scratch);
+    if (!one_context) project<Acc>(value, tasks + 2, 1, executor, scratch);
   }
 
   /// Where sequence b lies among the rows of q and k.
   static Segment segment_at(const LayerMemory<Acc>& memory, const Batch& batch, Index b) {
     if (memory.segments != nullptr && batch.ragged) return memory.segments[b];
-    const Index kv_len = memory.k.rows / batch.count;  // equal, with bias_k's row
+    const Index kv_len = memory.k.rows / batch.count;
     return {b * batch.query_len, batch.query_len, b * kv_len, kv_len};
   }
 
@@ -287,40 +254,12 @@ class LayerPass {
       rotate_by_frequencies(rows.heads(heads, 1), c.rotary->dim, c.rotary->pairs, position_of,
                             memory.rotary);
     };
-    const Index extra = c.add_bias_kv ? 1 : 0;
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment_at(memory, batch, b);
-      const Index own = s.kv_len - extra;
-      const Extent extent{c.num_heads, s.query_len, own, options.past_len[b]};
+      const Extent extent{c.num_heads, s.query_len, s.kv_len, options.past_len[b]};
       turn(memory.q.middle_rows(s.query_row, s.query_len), c.num_heads, options.positions,
            s.query_row, rules.placed(extent, b, 0).offset);
-      turn(memory.k.middle_rows(s.key_row, own), c.kv_heads, kv_positions, s.key_row - b * extra,
-           0);
-    }
-  }
-
-  /// bias_k's weight, which follows each sequence's own keys, into the column that it has for all;
-  /// and the weight of the key of zeros, exp(0 - lse), into the last one.
-  void place_extra_columns(const Batch& batch, const Options& options, const MatrixView<Acc>& lse,
-                           Tensor<Acc>& weights) const {
-    using std::exp;
-    if (!layer_.config().add_bias_kv && !layer_.config().add_zero_attn) return;
-    Index row = 0;
-    for (Index b = 0; b < batch.count; ++b) {
-      const Index query_len = batch.query_len_of(options, b);
-      const Index kv_len = batch.kv_len_of(options, b);
-      for (Index h = 0; h < weights.size(1); ++h) {
-        for (Index i = 0; i < query_len; ++i) {
-          if (layer_.config().add_bias_kv) {
-            const Acc weight = std::exchange(weights(b, h, i, kv_len), Acc(0));
-            weights(b, h, i, batch.kv_len) = weight;
-          }
-          if (layer_.config().add_zero_attn) {
-            weights(b, h, i, weights.size(3) - 1) = Acc(exp(Acc(-lse(row + i, h))));
-          }
-        }
-      }
-      row += query_len;
+      turn(memory.k.middle_rows(s.key_row, s.kv_len), c.kv_heads, kv_positions, s.key_row, 0);
     }
   }
 

@@ -63,7 +63,7 @@ class OwnedMatrices {
   kernels::MemoryBlock bytes(std::size_t) { return {}; }
 
  private:
-  static constexpr std::size_t kMost = 9;
+  static constexpr std::size_t kMost = 11;
   std::vector<Matrix<Acc>> matrices_;
   std::vector<Segment> segments_;
   std::vector<double> doubles_;
@@ -72,12 +72,13 @@ class OwnedMatrices {
 /// Sizes of one call.
 struct LayerSizes {
   Index query_rows = 0;
-  Index key_rows = 0;  ///< those the layer appends included
+  Index key_rows = 0;
   Index query_width = 0;
   Index key_width = 0;
   Index value_width = 0;
   Index concat_width = 0;
   Index lse_width = 0;  ///< 0 = no lse of our own
+  bool extra_key = false;
   Index num_segments = 0;
   Index rotary_pairs = 0;  ///< of one head
   Index query_heads = 1;   ///< 1 = rows of q hold all heads; else each head lies by itself
@@ -92,6 +93,7 @@ template <class Acc>
 struct LayerMemory {
   HeadColumns<Acc> q, k, v;
   MatrixView<Acc> concat, lse;
+  Acc *bias_k = nullptr, *bias_v = nullptr;  ///< the layer's, in Acc
   Segment* segments = nullptr;
   RotaryMemory<Acc> rotary;
   Acc* wide_weight = nullptr;
@@ -105,6 +107,8 @@ struct LayerMemory {
         v(by_heads(source.matrix(sizes.key_rows, sizes.value_width), sizes.value_heads)),
         concat(source.matrix(sizes.query_rows, sizes.concat_width)),
         lse(source.matrix(sizes.query_rows, sizes.lse_width)),
+        bias_k(source.matrix(1, sizes.extra_key ? sizes.key_width : 0).data),
+        bias_v(source.matrix(1, sizes.extra_key ? sizes.value_width : 0).data),
         segments(source.segments(sizes.num_segments)),
         rotary{source.doubles(sizes.rotary_pairs), source.matrix(1, sizes.rotary_pairs).data,
                source.matrix(1, sizes.rotary_pairs).data},

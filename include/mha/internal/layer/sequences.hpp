@@ -27,12 +27,12 @@ struct SequenceBatch {
     return options.kv_sequences.empty() ? options.sequences[b] : options.kv_sequences[b];
   }
 
-  /// Where each sequence lies, `extra` further keys at the end of every one included.
-  void place(const MultiHeadOptions& options, Index extra, Segment* segments) const {
+  /// Where each sequence lies.
+  void place(const MultiHeadOptions& options, Segment* segments) const {
     Segment next;
     for (Index b = 0; b < count; ++b) {
       next.query_len = query_len_of(options, b);
-      next.kv_len = kv_len_of(options, b) + extra;
+      next.kv_len = kv_len_of(options, b);
       segments[b] = next;
       next.query_row += next.query_len;
       next.key_row += next.kv_len;

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+//
+// The scores of few query rows, see few_rows.hpp: lanes are keys.
+#pragma once
+
+#include <array>
+
+#include "mha/internal/kernels/extra_key.hpp"
+
+namespace mha::kernels {
+
+/// Rows that are computed together at the most.
+inline constexpr Index kFewRows = 8;
+
+template <class In, class Out, class T>
+class FewRowsScores {
+ public:
+  /// @param heads  neighbouring query heads of one key head, with num_queries queries each
+  FewRowsScores(const Head<In, Out, T>* heads, Index num_heads, Index num_queries,
+                const FewRowsMemory<T>& memory)
+      : heads_(heads),
+        kernels_(heads[0].kernels),  // NOLINT(clang-analyzer-core.*): a task has at least one head
+        calls_(heads[0].calls),
+        key_(heads[0].task.key),
+        value_(heads[0].task.value),
+        num_heads_(num_heads),
+        num_queries_(num_queries),
+        rows_(num_heads * num_queries),
+        at_(memory),
+        extra_(heads[0].task.extra) {}
+
+  void start() {
+    scale_queries();
+    find_ranges();
+  }
+
+  /// Keys that some row may see: [begin(), end()), empty if begin() >= end().
+  Index begin() const { return begin_; }
+  Index end() const { return end_; }
+
+ protected:
+  const Head<In, Out, T>& head_of(Index row) const { return heads_[row / num_queries_]; }
+  Index query_of(Index row) const { return row % num_queries_; }
+  Index vectors_of(Index lanes) const {
+    return (lanes + kernels_.vector_lanes - 1) / kernels_.vector_lanes;
+  }
+
+  void scale_queries() {
+    const T factor = calls_.query_factor();
+    for (Index r = 0; r < rows_; ++r) {
+      const MatrixView<const In>& query = head_of(r).task.query;
+      for (Index d = 0; d < key_.cols; ++d) {
+        at_.query[r * key_.cols + d] = mha::detail::convert<T>(query(query_of(r), d)) * factor;
+      }
+    }
+  }
+
+  void find_ranges() {
+    begin_ = all_end_ = key_.rows;
+    end_ = all_begin_ = 0;
+    for (Index r = 0; r < rows_; ++r) {
+      KeyRange range{0, key_.rows};
+      const Head<In, Out, T>& head = head_of(r);
+      if (calls_.ranges != nullptr)
+        calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
+      const bool empty = range.begin >= range.end;
+      if (empty) range = {0, 0};
+      at_.begin[r] = static_cast<int_of<T>>(range.begin);
+      at_.end[r] = static_cast<int_of<T>>(range.end);
+      at_.allowed[r] = calls_.may_mask || empty ? 0 : 1;
+      all_begin_ = std::max(all_begin_, empty ? key_.rows : range.begin);
+      all_end_ = std::min(all_end_, range.end);
+      if (empty) continue;
+      begin_ = std::min(begin_, range.begin);
+      end_ = std::max(end_, range.end);
+    }
+  }
+
+  /// Asks the rules about keys from, ..., to - 1, within one key tile. False: no row may attend to any
+  /// of them.
+  bool wants(Index from, Index to) {
+    if (calls_.tile == nullptr) return true;
+    bool any = false;
+    for (Index n = 0; n < num_heads_; ++n) {
+      const Head<In, Out, T>& head = heads_[n];
+      const TileMask mask = calls_.tile(calls_.rules, head.extent, head.b, head.h,
+                                        {0, num_queries_, from, to - from});
+      all_allowed_[static_cast<std::size_t>(n)] = mask == TileMask::all;
+      any = any || mask != TileMask::none;
+    }
+    return any;
+  }
+
+  void score(Index from, Index to) {
+    const Index keys = to - from;
+    const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
+    // As many keys at a time as keep their transposed panel in the first-level cache.
+    constexpr Index kPanel = FewRowsMemory<T>::kPanel;
+    for (Index j = 0; j < keys; j += kPanel) {
+      const MatrixView<const In> key = key_.middle_rows(from + j, std::min(kPanel, keys - j));
+      const T* rows = nullptr;
+      Index row_stride = key.cols;
+      Index col_stride = 1;
+      if constexpr (std::is_same_v<In, T>) {
+        rows = key.data;
+        row_stride = key.row_stride;
+        col_stride = key.col_stride;
+      } else {
+        convert_rows(key, at_.plain, key.cols);
+        rows = at_.plain;
+      }
+      multiply({rows, key.rows, key.cols, row_stride, col_stride}, at_.s + j);
+    }
+    scale_and_cap(keys);
+    modify(from, keys);
+    for (Index r = 0; r < rows_; ++r) {
+      T* const row = at_.s + r * kKeyTile;
+      for (Index j = from; j < std::min(to, static_cast<Index>(at_.begin[r])); ++j) {
+        mha::detail::set_minus_infinity(row[j - from]);
+      }
+      for (Index j = std::max(from, static_cast<Index>(at_.end[r])); j < to; ++j) {
+        mha::detail::set_minus_infinity(row[j - from]);
+      }
+      for (Index j = keys; j < lanes; ++j) mha::detail::set_minus_infinity(row[j]);
+    }
+  }
+
+  /// Scores of at most kPanel keys.
+  void multiply(const MatrixView<const T>& key, T* scores) {
+    constexpr Index kPanel = FewRowsMemory<T>::kPanel;
+    const Index vectors = vectors_of(key.rows);
+    kernels_.pack(key.data, key.row_stride, key.col_stride, key.rows, key.cols, T(1), at_.key,
+                  kPanel, vectors * kernels_.vector_lanes);
+    Product<T> x;
+    x.rows = rows_;
+    x.vectors = vectors;
+    x.depth = key.cols;
+    x.a = at_.query;
+    x.a_row = key.cols;
+    x.a_step = 1;
+    x.b = at_.key;
+    x.b_step = kPanel;
+    x.c = scores;
+    x.c_row = kKeyTile;
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
+  }
+
+  void scale_and_cap(Index keys) {
+    for (Index r = 0; calls_.scales_scores() && r < rows_; ++r) {
+      T* const row = at_.s + r * kKeyTile;
+      for (Index j = 0; j < keys; ++j) row[j] *= calls_.scale;
+    }
+    if (calls_.softcap > T(0)) {
+      kernels_.softcap(at_.s, rows_, kKeyTile, vectors_of(keys), calls_.softcap);
+    }
+  }
+
+  void modify(Index from, Index keys) {
+    if (calls_.modify == nullptr) return;
+    for (Index n = 0; n < num_heads_; ++n) {
+      const Index row = n * num_queries_;
+      const bool all_allowed = all_allowed_[static_cast<std::size_t>(n)];
+      if (all_allowed && !calls_.changes_scores) {
+        for (Index r = row; r < row + num_queries_; ++r) {
+          note_allowed(at_.allowed[r], at_.s + r * kKeyTile, 1, from,
+                       keys_of_row(at_.begin, at_.end, r, from, from + keys));
+        }
+        continue;
+      }
+      ModifyTile<T> tile;
+      tile.all_allowed = all_allowed;
+      tile.extent = &heads_[n].extent;
+      tile.b = heads_[n].b;
+      tile.h = heads_[n].h;
+      tile.first_query = 0;
+      tile.queries = num_queries_;
+      tile.first_key = from;
+      tile.keys = keys;
+      tile.s = at_.s + row * kKeyTile;
+      tile.row_stride = kKeyTile;
+      tile.lanes_are_queries = false;
+      tile.begin = at_.begin + row;
+      tile.end = at_.end + row;
+      tile.allowed = at_.allowed + row;
+      calls_.modify(calls_.rules, tile);
+    }
+  }
+
+  void drop(Index from, Index keys) const {
+    for (Index r = 0; r < rows_; ++r) {
+      const Head<In, Out, T>& head = head_of(r);
+      std::uint32_t row[2];
+      calls_.dropout_row(calls_.rules, head.b, head.h, query_of(r), row);
+      const DropoutRow dropout{row[0], row[1]};
+      for (Index j = 0; j < keys; ++j) {
+        if (dropout.bits(from + j) < calls_.dropout_threshold) at_.s[r * kKeyTile + j] = T(0);
+      }
+    }
+  }
+
+  const Head<In, Out, T>* heads_;
+  const Kernels<T>& kernels_;
+  const RuleCalls<T>& calls_;
+  const MatrixView<const In> key_;
+  const MatrixView<const In> value_;
+  const Index num_heads_;
+  const Index num_queries_;
+  const Index rows_;
+  FewRowsMemory<T> at_;
+  SoftmaxStates<T>& states_ = at_.states;
+  const ExtraKeys<T> extra_;
+  std::array<bool, std::size_t{kFewRows}> all_allowed_{};  ///< of the key tile at hand, by heads
+  Index begin_ = 0, end_ = 0;                              ///< keys that some row may see
+  Index all_begin_ = 0, all_end_ = 0;                      ///< keys that every row may see
+};
+
+}  // namespace mha::kernels
