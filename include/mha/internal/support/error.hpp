@@ -16,6 +16,13 @@
 #include <string>
 #include <type_traits>
 
+/// On functions for what hardly ever happens: kept out of the way of the code that calls them.
+#if defined(__GNUC__)
+#define MHA_COLD __attribute__((cold, noinline))
+#else
+#define MHA_COLD
+#endif
+
 namespace mha::detail {
 
 /// Reports a failed check: throws `Exception(message)`, or prints and aborts without exceptions.
@@ -40,30 +47,78 @@ inline std::string number_text(double value, int most_digits) {
   return buffer.data();
 }
 
-/// One side of a "got A and B": numbers as they are, text unchanged. A number of a type of its own
-/// (16 bits, dual numbers) is shown as the float that it converts to.
-inline std::string text(const char* value) { return value; }
-inline std::string text(const std::string& value) { return value; }
+/// A part of a message, of a type that does not depend on what it shows, so that a check is little code
+/// where it stands. Numbers are shown as they are, one of a type of its own (16 bits, dual numbers) as
+/// the float that it converts to.
+class MessagePart {
+ public:
+  MessagePart(const char* value) : kind_(Kind::text), text_(value) {}    // NOLINT: implicit
+  MessagePart(const std::string& value) : MessagePart(value.c_str()) {}  // NOLINT
+  template <class Number>
+  requires(!std::is_convertible_v<Number, std::string>)  //
+      MessagePart(const Number& value) {                 // NOLINT
+    if constexpr (std::is_integral_v<Number> && std::is_unsigned_v<Number>) {
+      kind_ = Kind::size;
+      size_ = value;
+    } else if constexpr (std::is_integral_v<Number>) {
+      kind_ = Kind::integer;
+      integer_ = value;
+    } else if constexpr (std::is_floating_point_v<Number> && !std::is_same_v<Number, float>) {
+      kind_ = Kind::number;
+      number_ = static_cast<double>(value);
+    } else if constexpr (std::is_constructible_v<float, Number>) {
+      kind_ = Kind::short_number;
+      number_ = static_cast<double>(static_cast<float>(value));
+    } else {
+      kind_ = Kind::text;
+      text_ = "a number";
+    }
+  }
+
+  std::string shown() const {
+    switch (kind_) {
+      case Kind::integer:
+        return std::to_string(integer_);
+      case Kind::size:
+        return std::to_string(size_);
+      case Kind::number:
+        return number_text(number_, 17);
+      case Kind::short_number:
+        return number_text(number_, 9);
+      case Kind::text:
+        break;
+    }
+    return text_;
+  }
+
+ private:
+  enum class Kind { text, integer, size, number, short_number } kind_;
+  union {
+    const char* text_;
+    long long integer_;
+    unsigned long long size_;
+    double number_;
+  };
+};
+
+/// One number of a message as it is shown there.
 template <class Number>
 std::string text(const Number& value) {
-  if constexpr (std::is_integral_v<Number>) {
-    return std::to_string(value);
-  } else if constexpr (std::is_floating_point_v<Number> && !std::is_same_v<Number, float>) {
-    return number_text(static_cast<double>(value), 17);
-  } else if constexpr (std::is_constructible_v<float, Number>) {
-    return number_text(static_cast<double>(static_cast<float>(value)), 9);
-  } else {
-    return "a number";
-  }
+  return MessagePart(value).shown();
+}
+
+[[noreturn]] MHA_COLD inline void fail_with(const MessagePart* parts, std::size_t count) {
+  std::string message = "mha::";
+  for (std::size_t k = 0; k < count; ++k) message += parts[k].shown();
+  fail<std::invalid_argument>(message);
 }
 
 /// Fails with std::invalid_argument if `ok` is false. The message parts are joined only then.
 template <class... Parts>
 inline void require(bool ok, const Parts&... parts) {
   if (ok) return;
-  std::string message = "mha::";
-  ((message += text(parts)), ...);
-  fail<std::invalid_argument>(message);
+  const MessagePart all[] = {MessagePart(parts)...};
+  fail_with(all, sizeof...(Parts));
 }
 
 }  // namespace mha::detail

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // How large things may be, and arithmetic with sizes that cannot overflow unnoticed. Also the
-// macros by which a function says that its result refers to an argument's memory, or that it is
-// hardly ever called.
+// macro by which a function says that its result refers to an argument's memory.
 #pragma once
 
 #include <Eigen/Core>
@@ -23,13 +22,6 @@
 #endif
 #ifndef MHA_LIFETIMEBOUND
 #define MHA_LIFETIMEBOUND
-#endif
-
-/// On functions for what hardly ever happens: kept out of the way of the code that calls them.
-#if defined(__GNUC__)
-#define MHA_COLD __attribute__((cold, noinline))
-#else
-#define MHA_COLD
 #endif
 
 namespace mha {
