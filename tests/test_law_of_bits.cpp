@@ -139,7 +139,37 @@ PlainSums<T> of_node(const Tensor<T>& value, Index level, Index n) {
   return sums;
 }
 
+/// Rows in slots of `rows` see `keys` keys each, with as many hidden ones between the slots.
+struct Slots : mha::Rule {
+  Slots(Index r, Index k) : rows(r), keys_each(k) {}
+  mha::KeyRange keys(const mha::Extent& extent, Index /*b*/, Index /*h*/, Index i) const {
+    const Index first = std::min(extent.kv_len, i / rows * 2 * keys_each);
+    return {first, std::min(extent.kv_len, first + keys_each)};
+  }
+  Index rows, keys_each;
+};
+
 }  // namespace
+
+TEMPLATE_TEST_CASE("ranges that jump from query to query have the bits of the same mask",
+                   "[law][mask]", float, double) {
+  on_every_target([] {
+    for (const Index query_len : {4, 64, 70}) {
+      const Inputs<TestType> inputs(query_len, 300);
+      for (const Index rows : {1, 3, 8, 16, 20}) {
+        for (const Index keys : {1, 5, 10}) {
+          CAPTURE(query_len, rows, keys);
+          const Slots slots(rows, keys);
+          const auto expected = inputs(mha::mask_mod([&](Index, Index, Index i, Index j) {
+            const Index first = i / rows * 2 * keys;
+            return j >= first && j < first + keys;
+          }));
+          check_same(inputs(slots), expected);
+        }
+      }
+    }
+  });
+}
 
 TEMPLATE_TEST_CASE("a mask changes no bit of what it allows, however it is said", "[law][mask]",
                    float, double) {

@@ -98,7 +98,62 @@ struct Sums {
   }
 };
 
+/// Rows in slots of `rows` see `keys` keys each, with as many hidden ones between the slots.
+struct Slots : mha::Rule {
+  Slots(Index r, Index k) : rows(r), keys_each(k) {}
+  mha::KeyRange keys(const mha::Extent& extent, Index /*b*/, Index /*h*/, Index i) const {
+    const Index first = std::min(extent.kv_len, i / rows * 2 * keys_each);
+    return {first, std::min(extent.kv_len, first + keys_each)};
+  }
+  Index rows, keys_each;
+};
+
 }  // namespace
+
+TEMPLATE_TEST_CASE("ranges that jump from query to query have the gradients of the same mask",
+                   "[law][gradient][mask]", float, double) {
+  on_every_target([] {
+    const Inputs<TestType> inputs(70, 300);
+    for (const Index rows : {1, 3, 8, 16, 20}) {
+      CAPTURE(rows);
+      check_same(inputs(Slots(rows, 10)),
+                 inputs(mha::mask_mod([rows](Index, Index, Index i, Index j) {
+                   const Index first = i / rows * 20;
+                   return j >= first && j < first + 10;
+                 })));
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE(
+    "a query that is not finite changes no bit of gradients of keys that it does not see",
+    "[law][gradient][poison]", float, double) {
+  on_every_target([] {
+    const Inputs<TestType> clean(64, 64, 1);
+    Inputs<TestType> poisoned(64, 64, 1);
+    for (Index d = 0; d < 10; ++d) poisoned.query(0, 0, 5, d) = mha::test::nan_of<TestType>();
+    poisoned.grad_output(0, 0, 5, 3) = mha::test::nan_of<TestType>();
+    const auto expected = clean(mha::causal());
+    const auto actual = poisoned(mha::causal());
+    for (Index j = 6; j < 64; ++j) {
+      for (Index d = 0; d < 10; ++d) {
+        REQUIRE(equal_bits(actual.key(0, 0, j, d), expected.key(0, 0, j, d)));
+      }
+      for (Index c = 0; c < 9; ++c) {
+        REQUIRE(equal_bits(actual.value(0, 0, j, c), expected.value(0, 0, j, c)));
+      }
+    }
+  });
+}
+
+TEST_CASE("a backward pass without heads or sequences does nothing", "[law][gradient]") {
+  for (const auto& sizes : std::vector<std::array<Index, 4>>{{1, 0, 3, 4}, {0, 2, 3, 4}}) {
+    const Tensor<float> x(sizes);
+    const auto forward = attention_forward(x, x, x, mha::causal(), {.need_lse = true});
+    const auto gradients = attention_backward(x, x, x, x, forward, mha::causal());
+    CHECK(gradients.query.size(1) == sizes[1]);
+  }
+}
 
 TEMPLATE_TEST_CASE(
     "sums over queries run through blocks, chunks of 1024, and a binary tree over chunks",

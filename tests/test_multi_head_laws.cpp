@@ -463,3 +463,41 @@ TEST_CASE("bias_k's weight and that of the key of zeros stand in the last column
     }
   }
 }
+
+TEST_CASE("a learned sink has its gradient where a row sees the layer's own keys alone",
+          "[multi_head][law][gradient]") {
+  const auto gradient_of = [](auto zero) {
+    using Scalar = decltype(zero);
+    MultiHead<Scalar, 2> layer(
+        {.embed_dim = 8, .add_bias_kv = true, .add_zero_attn = true, .seed = 4});
+    randomise(layer, 5);
+    const Matrix<Scalar> x = cast_to<Scalar>(random_matrix<double>(6, 8, 6));
+    const Matrix<Scalar> grad_output = cast_to<Scalar>(random_matrix<double>(6, 8, 7));
+    mha::Vector<Scalar> sinks = mha::Vector<Scalar>::Constant(2, Scalar(0.25));
+    mha::Vector<Scalar> gradient = mha::Vector<Scalar>::Zero(2);
+    const auto rule = mha::causal_offset(-3) & mha::sinks(sinks, gradient);
+    mha::TrainingPass<MultiHead<Scalar, 2>> pass;
+    mha::MultiHeadGradients<MultiHead<Scalar, 2>> gradients(layer);
+    layer.forward_training(pass, x, rule);
+    layer.backward(gradients, pass, grad_output, rule);
+    return std::array<double, 2>{static_cast<double>(gradient(0)),
+                                 static_cast<double>(gradient(1))};
+  };
+  const auto kernels = gradient_of(0.0);
+  const auto formula = gradient_of(0.0L);
+  for (std::size_t h = 0; h < 2; ++h) {
+    CHECK(std::abs(formula[h]) > 1e-3);
+    CHECK(std::abs(kernels[h] - formula[h]) < 1e-13);
+  }
+}
+
+TEST_CASE("a sink of +infinity takes all, beside a key of zeros too", "[multi_head][law]") {
+  const auto layer = small_layer<double>({.add_zero_attn = true});
+  const Matrix<double> x = random_matrix<double>(5, 6, 6);
+  const mha::Vector<double> sinks =
+      mha::Vector<double>::Constant(2, std::numeric_limits<double>::infinity());
+  for (const Index rows : {2, 5}) {
+    const Matrix<double> y = layer(x.topRows(rows), mha::sinks(sinks));
+    CHECK(y.allFinite());
+  }
+}

@@ -91,7 +91,7 @@ BackwardRanges check_backward(const char* where, const BackwardViews<Scalar>& x,
   ranges.output = check_sizes(where, kForwardOutput, x.forward.output, out);
   ranges.lse = check_lse(where, kForwardLse.name, x.forward.lse,
                          {call.batch, call.num_heads, call.query_len, 1});
-  // Each worker sums up the gradients of a head's keys and values.
+  // Each worker sums up the gradients of a head's keys and values, in a few places of this size.
   const double sums = (static_cast<double>(x.key.size(3)) + static_cast<double>(x.value.size(3))) *
                       static_cast<double>(call.kv_len) *
                       static_cast<double>(options.executor.concurrency());

@@ -60,21 +60,20 @@ const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
 /// Scores become weights: e^(score - max) over their sum, which counts the sink too, if there is one.
 /// False: there is neither a key nor a sink. Else lse is the logarithm of the sum of all e^score.
 template <class Acc>
-bool softmax(std::vector<Acc>& scores, std::optional<Acc> sink, Acc& lse) {
+bool softmax(std::vector<Acc>& scores, const Acc* sink, Acc& lse) {
   using std::exp;
   using std::log;
-  if (sink && detail::is_minus_infinity(*sink)) sink.reset();
-  std::optional<Acc> row_max = sink;
-  for (const Acc& score : scores) row_max = row_max ? detail::larger(*row_max, score) : score;
-  if (!row_max) return false;
+  if (sink == nullptr && scores.empty()) return false;
+  Acc row_max = sink != nullptr ? *sink : scores[0];
+  for (const Acc& score : scores) row_max = detail::larger(row_max, score);
   Acc row_sum(0);
-  if (sink) row_sum = *sink < *row_max ? Acc(exp(Acc(*sink - *row_max))) : Acc(1);
+  if (sink != nullptr) row_sum = *sink < row_max ? Acc(exp(Acc(*sink - row_max))) : Acc(1);
   for (Acc& score : scores) {
-    score = Acc(exp(Acc(score - *row_max)));
+    score = Acc(exp(Acc(score - row_max)));
     row_sum += score;
   }
   for (Acc& weight : scores) weight = Acc(weight / row_sum);
-  lse = *row_max + Acc(log(row_sum));
+  lse = row_max + Acc(log(row_sum));
   return true;
 }
 
@@ -90,6 +89,8 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     if (j < kv_len) return detail::convert<Acc>(task.value(j, c));
     return j == kv_len ? task.extra.value[c] : Acc(0);
   };
+  const std::optional<Acc> sink = rules.template sink<Acc>(h);
+  const bool has_sink = sink && !detail::is_minus_infinity(*sink);
   std::vector<Index> allowed;  // the keys that row i may attend to ...
   std::vector<Acc> weights;    // ... and their scores, then weights
   std::vector<Acc> after_dropout;
@@ -113,7 +114,7 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
       weights.push_back(Acc(0));
     }
     Acc lse;
-    if (!softmax(weights, rules.template sink<Acc>(h), lse)) detail::set_minus_infinity(lse);
+    if (!softmax(weights, has_sink ? &*sink : nullptr, lse)) detail::set_minus_infinity(lse);
 
     // The weighted sum of the values; nothing allowed gives exactly 0.
     const std::vector<Acc>& kept = dropped(rules, b, h, i, allowed, weights, after_dropout);

@@ -139,6 +139,7 @@ void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCal
                       const Executor& executor, Workspace* workspace) {
   const Index kv_heads = call.forward.key.size(1);
   const Index tasks = call.forward.batch() * kv_heads;
+  if (tasks == 0) return;
   const Index head_dim = call.forward.query.size(3);
   const Index value_dim = call.forward.value.size(3);
   const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),

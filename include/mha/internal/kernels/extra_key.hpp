@@ -53,7 +53,7 @@ bool sink_of(const Head<In, Out, T>& head, T& logit) {
   if (!head.task.extra.zero) return given;
   if (!given) {
     logit = T(0);
-  } else {
+  } else if (!mha::detail::is_minus_infinity(T(-logit))) {  // +infinity takes all
     const T top = logit > T(0) ? logit : T(0);
     logit = top + std::log(std::exp(logit - top) + std::exp(-top));
   }

@@ -3,6 +3,9 @@
 // The memory of a tile's backward pass (gradient_tile.hpp), and the sums over queries.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+
 #include "mha/internal/kernels/tile_memory.hpp"
 
 namespace mha::kernels {
@@ -28,6 +31,7 @@ struct GradientTileMemory {
   T* part = nullptr;              ///< panel [head_dim]: a key tile's part of dQ^T
   T* query_rows = nullptr;        ///< [query][wide_head]
   T* grad_output_rows = nullptr;  ///< [query][wide_value]
+  T* chain = nullptr;             ///< one key's share of dK or dV
   T* lse = nullptr;               ///< lanes
 
   GradientTileMemory(const TileSizes& sizes, bool keeps_capped, Arena& arena)
@@ -44,6 +48,7 @@ struct GradientTileMemory {
     part = arena.take<T>(sizes.head_dim * kWide);
     query_rows = arena.take<T>(kWide * wide_head);
     grad_output_rows = arena.take<T>(kWide * wide_value);
+    chain = arena.take<T>(std::max(wide_head, wide_value));
     lse = arena.take<T>(kWide);
   }
 
@@ -71,5 +76,19 @@ struct GradientTileMemory {
     return sizes;
   }
 };
+
+/// The rows of a matrix in whole vectors: `wide` numbers each, 0 behind the last.
+template <class In, class T>
+void copy_rows(const MatrixView<const In>& from, T* to, Index wide) {
+  for (Index r = 0; r < from.rows; ++r, to += wide) {
+    if (std::is_same_v<In, T> && from.col_stride == 1) {
+      std::memcpy(to, from.data + r * from.row_stride,
+                  static_cast<std::size_t>(from.cols) * sizeof(T));
+    } else {
+      for (Index c = 0; c < from.cols; ++c) to[c] = mha::detail::convert<T>(from(r, c));
+    }
+    std::fill(to + from.cols, to + wide, T(0));
+  }
+}
 
 }  // namespace mha::kernels

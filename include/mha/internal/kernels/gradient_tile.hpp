@@ -13,50 +13,16 @@
 // Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 #pragma once
 
+#include <array>
+#include <cstdint>
+
 #include "mha/internal/kernels/extra_key.hpp"
+#include "mha/internal/kernels/gradient_calls.hpp"
 #include "mha/internal/kernels/gradient_memory.hpp"
 #include "mha/internal/kernels/query_scores.hpp"
 #include "mha/reference/backward.hpp"
 
 namespace mha::kernels {
-
-/// What rules do in the backward pass, without their types.
-template <class T>
-struct GradientCalls {
-  /// grad (a panel) becomes the gradient of the capped scores (tile.s); null if it is that already.
-  void (*score_gradient)(const void* rules, const ModifyTile<T>& tile, T* grad) = nullptr;
-  void (*collect_sink)(const void* rules, Index h, T grad) = nullptr;
-};
-
-namespace detail {
-
-template <class T, class RuleSet>
-void score_gradient(const void* rules, const ModifyTile<T>& tile, T* grad) {
-  for (Index j = 0; j < tile.keys; ++j) {
-    for (Index i = 0; i < tile.queries; ++i) {
-      T& g = grad[j * tile.row_stride + i];
-      if (g == T(0)) continue;  // masked, or nothing to pass on
-      g = static_cast<const RuleSet*>(rules)->score_gradient(
-          tile.s[j * tile.row_stride + i], g, *tile.extent, tile.b, tile.h, tile.first_query + i,
-          tile.first_key + j);
-    }
-  }
-}
-
-template <class T, class RuleSet>
-void collect_sink(const void* rules, Index h, T grad) {
-  static_cast<const RuleSet*>(rules)->collect_sink_gradient(h, grad);
-}
-
-}  // namespace detail
-
-template <class T, class RuleSet>
-GradientCalls<T> gradient_calls() {
-  GradientCalls<T> calls;
-  if constexpr (!RuleSet::kAdditiveScore) calls.score_gradient = detail::score_gradient<T, RuleSet>;
-  if constexpr (RuleSet::kCollectsGradient) calls.collect_sink = detail::collect_sink<T, RuleSet>;
-  return calls;
-}
 
 template <class In, class T>
 class GradientTile : public QueryScores<In, In, T> {
@@ -94,14 +60,17 @@ class GradientTile : public QueryScores<In, In, T> {
   /// lse, and rows of Q and dO. Queries without a key count as 0, whatever their rows hold.
   void take_rows(const T* delta) {
     delta_ = delta;
-    copy_rows(task_.query, to_.query_rows, to_.wide_head);
-    copy_rows(grad_task_.grad_output, to_.grad_output_rows, to_.wide_value);
+    lse_is_number_ = true;
+    copy_rows(task_.query.middle_rows(first_, count_), to_.query_rows, to_.wide_head);
+    copy_rows(grad_task_.grad_output.middle_rows(first_, count_), to_.grad_output_rows,
+              to_.wide_value);
     for (Index l = 0; l < groups_ * kGroup; ++l) {
       const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
       const bool dead =
           mha::detail::is_minus_infinity(lse) ||
           (at_.allowed[l] == 0 && !calls_.may_mask && grad_task_.extra.key == nullptr);
       to_.lse[l] = lse;
+      lse_is_number_ = lse_is_number_ && (dead || mha::detail::is_finite(lse));
       if (!dead || l >= count_) continue;
       std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
       std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
@@ -177,9 +146,26 @@ class GradientTile : public QueryScores<In, In, T> {
     }
     if (drops) kernels_.drop(p, 1, vectors, dropout);
     add_to_keys(p, grad, 1, 0, count_, sums);
+    add_extra_to_query(grad, vectors, grad_query);
+  }
+
+  /// dQ^T += k dS^T of the extra key, as of any other.
+  void add_extra_to_query(const T* grad, Index vectors, T* grad_query) const {
+    const T* const key = grad_task_.extra.key;
+    if (kernels_.all_finite(key, task_.key.cols, 1, 1, task_.key.cols)) {
+      Product<T> x = product_of(task_.key.cols, vectors, 1);
+      x.a = key;
+      x.a_row = 1;
+      x.b = grad;
+      x.c = grad_query;
+      x.c_row = kWide;
+      x.add = true;
+      multiply(x);
+      return;
+    }
     for (Index d = 0; d < task_.key.cols; ++d) {
       for (Index l = 0; l < count_; ++l) {
-        if (grad[l] != T(0)) grad_query[d * kWide + l] += extra.key[d] * grad[l];
+        if (grad[l] != T(0)) grad_query[d * kWide + l] += std::fma(key[d], grad[l], T(0));
       }
     }
   }
@@ -217,7 +203,8 @@ class GradientTile : public QueryScores<In, In, T> {
     for (Index l = 0; l < count; ++l) {
       const T lse = grad_task_.lse(first + l, 0);
       // A sink of +infinity takes all the weight: its gradient is 0.
-      if (mha::detail::is_minus_infinity(lse) || seen[l] == 0 ||
+      if (mha::detail::is_minus_infinity(lse) ||
+          (seen[l] == 0 && grad_task_.extra.key == nullptr) ||
           mha::detail::is_minus_infinity(-sink)) {
         continue;
       }
@@ -243,20 +230,6 @@ class GradientTile : public QueryScores<In, In, T> {
                   kWide, groups_ * kGroup);
   }
 
-  void copy_rows(const MatrixView<const In>& all, T* rows, Index wide) const {
-    for (Index l = 0; l < count_; ++l) {
-      if (std::is_same_v<In, T> && all.col_stride == 1) {
-        std::memcpy(rows + l * wide, all.data + (first_ + l) * all.row_stride,
-                    static_cast<std::size_t>(all.cols) * sizeof(T));
-      } else {
-        for (Index c = 0; c < all.cols; ++c) {
-          rows[l * wide + c] = mha::detail::convert<T>(all(first_ + l, c));
-        }
-      }
-      std::fill(rows + l * wide + all.cols, rows + (l + 1) * wide, T(0));
-    }
-  }
-
   void step(const Segment& s, const MatrixView<const T>& key, const MatrixView<const T>& value,
             Index from, Index tile, const KeySums<T>& sums) {
     const Index keys = s.end - s.begin;
@@ -272,7 +245,7 @@ class GradientTile : public QueryScores<In, In, T> {
       kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
                         s.begin);
     }
-    kernels_.weights(p, keys, vectors, to_.lse + lane);
+    weigh(p, keys, lane, vectors, !s.whole || calls_.may_mask);
 
     // dP^T, dS^T
     Product<T> x = product_of(keys, vectors, value.cols);
@@ -325,6 +298,28 @@ class GradientTile : public QueryScores<In, In, T> {
     multiply(x);
   }
 
+  /// Weights once more. Where lse is NaN those of masked keys, e^(-inf - NaN), would be too.
+  void weigh(T* p, Index keys, Index lane, Index vectors, bool some_masked) const {
+    if (lse_is_number_ || !some_masked) {
+      kernels_.weights(p, keys, vectors, to_.lse + lane);
+      return;
+    }
+    std::array<std::uint64_t, std::size_t{kKeyTile}> masked{};
+    const Index lanes = vectors * kernels_.vector_lanes;
+    for (Index j = 0; j < keys; ++j) {
+      for (Index l = 0; l < lanes; ++l) {
+        if (!mha::detail::is_minus_infinity(p[j * kWide + l])) continue;
+        masked[static_cast<std::size_t>(j)] |= std::uint64_t{1} << l;
+      }
+    }
+    kernels_.weights(p, keys, vectors, to_.lse + lane);
+    for (Index j = 0; j < keys; ++j) {
+      for (Index l = 0; l < lanes; ++l) {
+        if ((masked[static_cast<std::size_t>(j)] >> l & 1u) != 0) p[j * kWide + l] = T(0);
+      }
+    }
+  }
+
   static Product<T> product_of(Index rows, Index vectors, Index depth) {
     Product<T> x;
     x.rows = rows;
@@ -348,12 +343,32 @@ class GradientTile : public QueryScores<In, In, T> {
                sums.key + j * to_.wide_head);
     }
   }
-  /// sum += the rows whose weight is not 0, times it.
+  /// sum += the rows times their weights, by the same chain as where all are finite; but a row that is not
+  /// is left out where its weight is 0.
   void add_seen(const T* weights, Index queries, const T* rows, Index wide, T* sum) const {
+    T* const chain = to_.chain;
+    std::fill_n(chain, wide, T(0));
+    Product<T> x = product_of(1, wide / kernels_.vector_lanes, 0);
+    x.a_step = 1;
+    x.b_step = wide;
+    x.c = chain;
+    x.c_row = wide;
+    x.accumulate = true;
+    const auto take = [&](Index first, Index end) {
+      x.depth = end - first;
+      x.a = weights + first;
+      x.b = rows + first * wide;
+      if (x.depth > 0) multiply(x);
+    };
+    Index clean = 0;
     for (Index l = 0; l < queries; ++l) {
-      if (weights[l] == T(0)) continue;
-      for (Index c = 0; c < wide; ++c) sum[c] += weights[l] * rows[l * wide + c];
+      if (kernels_.all_finite(rows + l * wide, wide, 1, 1, wide)) continue;
+      take(clean, l);
+      if (weights[l] != T(0)) take(l, l + 1);
+      clean = l + 1;
     }
+    take(clean, queries);
+    kernels_.add(sum, 1, wide / kernels_.vector_lanes, chain);
   }
 
   void undo_rules(const Segment& s, T* grad, Index tile, Index queries) {
@@ -375,7 +390,8 @@ class GradientTile : public QueryScores<In, In, T> {
   const HeadGradientTask<In, T>& grad_task_;
   const GradientCalls<T>& grad_calls_;
   const GradientTileMemory<T>& to_;
-  const T* delta_ = nullptr;  ///< lanes
+  const T* delta_ = nullptr;   ///< lanes
+  bool lse_is_number_ = true;  ///< of every query with a key
   bool rows_finite_ = true;
 };
 

@@ -77,7 +77,7 @@ struct RowEnd {
     if (has_sink && seen) {
       if (top < sink) {
         shrink = std::exp(top - sink);
-        row_sum = T(row_sum * shrink) + T(1);
+        row_sum = std::fma(row_sum, shrink, T(1));  // said, so that no flag decides it
         top = sink;
       } else {
         row_sum += std::exp(sink - top);

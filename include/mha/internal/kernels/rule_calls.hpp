@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The rules of a call as the kernels see them: a pointer and two functions, so that everything
+// The rules of a call as the kernels see them: a pointer and a few functions, so that everything
 // below is compiled once per scalar and not once per combination of masks and modifiers.
 #pragma once
 

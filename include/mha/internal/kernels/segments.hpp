@@ -93,15 +93,18 @@ class Segments {
     }
   }
 
-  /// The last cut the other way round: for neighbouring groups, all keys that they take part in. They lie
-  /// side by side; none if begin >= end. `whole` says nothing here.
+  /// The last cut the other way round: for neighbouring groups, all keys that they take part in; none if
+  /// begin >= end. `whole` says nothing here.
   class ByGroups {
    public:
     const Segment* begin() const { return runs_.data(); }
     const Segment* end() const { return runs_.data() + count_; }
+    /// The keys of some group do not lie side by side.
+    bool has_gaps() const { return has_gaps_; }
 
    private:
     friend class Segments;
+    bool has_gaps_ = false;
     std::array<Segment, std::size_t{kGroups}> runs_;
     std::size_t count_ = 0;
   };
@@ -115,7 +118,11 @@ class Segments {
       Segment run{0, 0, g, std::min(g + 2, groups), false};
       for (const Segment& s : *this) {
         if (s.first_group > g || s.end_group <= g) continue;
-        if (run.begin >= run.end) run.begin = s.begin;
+        if (run.begin >= run.end) {
+          run.begin = s.begin;
+        } else if (s.begin != run.end) {
+          result.has_gaps_ = true;
+        }
         run.end = s.end;
       }
       Segment* const last = result.count_ == 0 ? nullptr : &result.runs_[result.count_ - 1];

@@ -16,8 +16,8 @@ namespace mha::kernels {
 /// 128 rows of scores for 64 queries take 32 KiB and stay in the first-level cache.
 inline constexpr Index kKeyTile = 128;
 
-/// Keys whose softmax is run through from an empty state; the states of such chunks are merged in
-/// order. Part of what fixes the bits; lets several threads share one long row.
+/// Keys whose softmax is run through from an empty state; the states of such chunks are joined by a
+/// tree (chunk_tree.hpp). Part of what fixes the bits; lets several threads share one long row.
 inline constexpr Index kKeyChunk = 1024;
 
 /// Lanes of a panel: rows of 256 bytes, whatever the instruction set.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The memory of one thread's tiles: its size known beforehand, its parts cut from one block. It
-// depends on the widths of a head and on min(kv_len, kKeyTile), never on the lengths beyond.
+// depends on the widths of a head, on min(kv_len, kKeyTile), and on the logarithm of the number of chunks.
 #pragma once
 
 #include <algorithm>

@@ -62,14 +62,21 @@ struct WeightedRows {
     if (rows.cols == 0) return;
     bool clean = true;
     for (const Segment& s : segments) clean = clean && is_clean(s, rows, from);
-    if (!clean) {
+    const auto runs = segments.by_groups(groups);
+    if (!clean || runs.has_gaps()) {
       T* const sum = first ? acc : part;
       zero_lanes(sum, rows.cols, 0, groups);
-      for (const Segment& s : segments) add_in_pieces(s, rows, from, sum);
+      for (const Segment& s : segments) {
+        if (is_clean(s, rows, from)) {
+          add_keys(s, rows, s.begin, s.end, from, sum, Sum::continued, nullptr);
+        } else {
+          add_in_pieces(s, rows, from, sum);
+        }
+      }
       if (!first) kernels.add(acc, rows.cols, vectors_of(groups), part);
       return;
     }
-    for (const Segment& s : segments.by_groups(groups)) {
+    for (const Segment& s : runs) {
       if (s.begin < s.end) {
         add_keys(s, rows, s.begin, s.end, from, acc, first ? Sum::from_zero : Sum::added, &next);
       } else if (first) {
