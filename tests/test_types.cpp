@@ -2,6 +2,7 @@
 //
 // mha/types.hpp and mha/internal/support/floating.hpp: how memory is seen as matrices and tensors, and questions
 // about single numbers.
+#include <mha/internal/support/argument.hpp>
 #include <mha/internal/support/floating.hpp>
 #include <mha/types.hpp>
 
