@@ -8,29 +8,22 @@
 #include <bit>
 #include <vector>
 
+#include "support/every_target.hpp"
 #include "support/matchers.hpp"
-#include "support/targets.hpp"
+#include "support/slots.hpp"
 
 using mha::Index;
 using mha::Matrix;
 using mha::Tensor;
 using mha::TensorView;
-using mha::test::available_targets;
 using mha::test::equal_bits;
 using mha::test::HasBitsOf;
+using mha::test::on_every_target;
 using mha::test::random_tensor;
+using mha::test::Slots;
 using mha::test::stacked;
 
 namespace {
-
-template <class F>
-void on_every_target(const F& f) {
-  for (const mha::kernels::Target t : available_targets()) {
-    INFO("on " << mha::kernels::name(t));
-    const mha::test::UsingTarget use(t);
-    f();
-  }
-}
 
 template <class T>
 struct Inputs {
@@ -139,16 +132,6 @@ PlainSums<T> of_node(const Tensor<T>& value, Index level, Index n) {
   return sums;
 }
 
-/// Rows in slots of `rows` see `keys` keys each, with as many hidden ones between the slots.
-struct Slots : mha::Rule {
-  Slots(Index r, Index k) : rows(r), keys_each(k) {}
-  mha::KeyRange keys(const mha::Extent& extent, Index /*b*/, Index /*h*/, Index i) const {
-    const Index first = std::min(extent.kv_len, i / rows * 2 * keys_each);
-    return {first, std::min(extent.kv_len, first + keys_each)};
-  }
-  Index rows, keys_each;
-};
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("ranges that jump from query to query have the bits of the same mask",
@@ -161,8 +144,8 @@ TEMPLATE_TEST_CASE("ranges that jump from query to query have the bits of the sa
           CAPTURE(query_len, rows, keys);
           const Slots slots(rows, keys);
           const auto expected = inputs(mha::mask_mod([&](Index, Index, Index i, Index j) {
-            const Index first = i / rows * 2 * keys;
-            return j >= first && j < first + keys;
+            const mha::KeyRange own = slots.of(i, 300);
+            return j >= own.begin && j < own.end;
           }));
           check_same(inputs(slots), expected);
         }
@@ -338,6 +321,32 @@ TEMPLATE_TEST_CASE(
           CAPTURE(query_len, behind, j);
           REQUIRE((result.weights(0, 0, query_len - 1, j) != TestType(0)) == (j % 2 == 0));
         }
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("weights from 2^-51.9 (double: 2^-499.9) of the largest on count in the output",
+                   "[law][weights]", float, double) {
+  // The reference stays behind by up to 8, and what came before the largest score is then shrunk at once.
+  const double far = sizeof(TestType) == 4 ? 35.9 : 346.4;
+  on_every_target([&] {
+    for (const Index query_len : {1, 20}) {
+      for (const Index last : {150, 2000}) {  // within a chunk, and beyond
+        Tensor<TestType> query({1, 1, query_len, 1});
+        for (Index i = 0; i < query_len; ++i) query(0, 0, i, 0) = TestType(1);
+        Tensor<TestType> key({1, 1, last + 1, 1});
+        Tensor<TestType> value({1, 1, last + 1, 1});
+        for (Index j = 0; j <= last; ++j) key(0, 0, j, 0) = TestType(-1000);
+        key(0, 0, 0, 0) = TestType(0);
+        key(0, 0, 128, 0) = TestType(7.9);
+        key(0, 0, last, 0) = static_cast<TestType>(7.9 + far);
+        value(0, 0, 128, 0) = TestType(1e20);
+        const auto output = attention(query, key, value, mha::scale(1));
+        const double expected = 1e20 * std::exp(-far);
+        CAPTURE(query_len, last);
+        REQUIRE(std::abs(static_cast<double>(output(0, 0, query_len - 1, 0)) / expected - 1) <
+                1e-4);
       }
     }
   });

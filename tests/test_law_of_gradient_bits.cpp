@@ -8,28 +8,21 @@
 #include <bit>
 #include <vector>
 
+#include "support/every_target.hpp"
 #include "support/matchers.hpp"
-#include "support/targets.hpp"
+#include "support/slots.hpp"
 
 using mha::Index;
 using mha::Tensor;
-using mha::test::available_targets;
 using mha::test::equal_bits;
 using mha::test::HasBitsOf;
 using mha::test::IsClose;
+using mha::test::on_every_target;
 using mha::test::random_tensor;
+using mha::test::Slots;
 using mha::test::stacked;
 
 namespace {
-
-template <class F>
-void on_every_target(const F& f) {
-  for (const mha::kernels::Target t : available_targets()) {
-    INFO("on " << mha::kernels::name(t));
-    const mha::test::UsingTarget use(t);
-    f();
-  }
-}
 
 template <class T>
 struct Inputs {
@@ -98,16 +91,6 @@ struct Sums {
   }
 };
 
-/// Rows in slots of `rows` see `keys` keys each, with as many hidden ones between the slots.
-struct Slots : mha::Rule {
-  Slots(Index r, Index k) : rows(r), keys_each(k) {}
-  mha::KeyRange keys(const mha::Extent& extent, Index /*b*/, Index /*h*/, Index i) const {
-    const Index first = std::min(extent.kv_len, i / rows * 2 * keys_each);
-    return {first, std::min(extent.kv_len, first + keys_each)};
-  }
-  Index rows, keys_each;
-};
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("ranges that jump from query to query have the gradients of the same mask",
@@ -116,10 +99,10 @@ TEMPLATE_TEST_CASE("ranges that jump from query to query have the gradients of t
     const Inputs<TestType> inputs(70, 300);
     for (const Index rows : {1, 3, 8, 16, 20}) {
       CAPTURE(rows);
-      check_same(inputs(Slots(rows, 10)),
-                 inputs(mha::mask_mod([rows](Index, Index, Index i, Index j) {
-                   const Index first = i / rows * 20;
-                   return j >= first && j < first + 10;
+      const Slots slots(rows, 10);
+      check_same(inputs(slots), inputs(mha::mask_mod([&](Index, Index, Index i, Index j) {
+                   const mha::KeyRange own = slots.of(i, 300);
+                   return j >= own.begin && j < own.end;
                  })));
     }
   });

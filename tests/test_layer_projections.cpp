@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/every_target.hpp"
 #include "support/layer_support.hpp"
-#include "support/targets.hpp"
 
 using mha::Index;
 using mha::IndexList;
@@ -23,6 +23,7 @@ using mha::test::HasBitsOf;
 using mha::test::inner_tolerance;
 using mha::test::IsClose;
 using mha::test::layer_tolerance;
+using mha::test::on_every_target;
 using mha::test::PlainCall;
 using mha::test::random_matrix;
 using mha::test::Tokens;
@@ -165,18 +166,6 @@ Matrix<T> output_of(const Layer<T>& layer, const Problem& problem, const Inputs<
   return with_arguments(problem, inputs, [&](const auto&... arguments) {
     return layer.forward(arguments..., options).output;
   });
-}
-
-// f() on every instruction set; once if there are no kernels.
-template <class F>
-void on_every_target(const F& f) {
-  const auto targets = mha::test::available_targets();
-  if (targets.empty()) f();
-  for (const mha::kernels::Target target : targets) {
-    const mha::test::UsingTarget using_it(target);
-    CAPTURE(mha::kernels::name(target));
-    f();
-  }
 }
 
 MultiHeadOptions cut_into(const Problem& problem, const Lengths& queries, const Lengths& keys) {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/every_target.hpp"
 #include "support/layer_support.hpp"
 #include "support/misuse.hpp"
-#include "support/targets.hpp"
 
 using mha::Index;
 using mha::Matrix;
@@ -18,6 +18,7 @@ using mha::Projection;
 using mha::ProjectionOptions;
 using mha::test::eps_of;
 using mha::test::HasBitsOf;
+using mha::test::on_every_target;
 using mha::test::random_matrix;
 using mha::test::refuses;
 using mha::test::Sentinel;
@@ -82,15 +83,6 @@ void check_numbers(const Projection<Scalar>& linear, const X& x, const Y& y) {
     }
   }
   CHECK(worst <= 1);
-}
-
-template <class F>
-void on_every_target(const F& f) {
-  for (const mha::kernels::Target target : mha::test::available_targets()) {
-    CAPTURE(mha::kernels::name(target));
-    const mha::test::UsingTarget using_target(target);
-    f();
-  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "fuzz/bytes.hpp"
 #include "fuzz/oracle.hpp"
+#include "support/slots.hpp"
 
 namespace mha::fuzz {
 
@@ -62,6 +63,9 @@ inline constexpr Index kLaterFewRules = 26;
 /// Bytes from here on mean the sets added later, so that cases of the corpus go on meaning what they
 /// are named for.
 inline constexpr Index kLaterByte = 216;
+/// And from here on the set whose ranges jump, added later still.
+inline constexpr Index kSlotsByte = 248;
+inline constexpr Index kSlotsSet = kFirstLaterSet + kLaterSets;
 
 struct RuleData {
   CallSizes sizes;
@@ -75,6 +79,7 @@ struct RuleData {
   DrawnGrid padding, documents;  ///< one number per sequence and key
   DrawnGrid blocks;
   Index block_queries = 1, block_keys = 1;
+  Index slot_rows = 1, slot_keys = 1;
   std::vector<double> slopes, sinks;  ///< empty: the default; else one for all, or one per head
   double softcap = 0;
   std::optional<double> scale;
@@ -89,10 +94,11 @@ struct RuleData {
        has_bias2 = false, has_alibi = false, has_softcap = false, has_scale = false,
        has_bend = false, has_tilt = false, has_mask_mod = false, has_masking_score = false,
        has_sinks = false, has_dropout = false, has_padding = false, has_documents = false,
-       has_blocks = false;
+       has_blocks = false, has_slots = false;
   /// Causal rule, window, lengths (and mask_mod) are joined by | with keep, blocks and documents.
   bool has_either = false;
 
+  test::Slots slots(const Box& box = {}) const { return {slot_rows, slot_keys, box.first_query}; }
   bool past_len_is_list = false;
   /// As the call's option says it, for a box of the call; empty where it is said otherwise.
   IndexList past_len(const Box& box = {}) const {
@@ -229,7 +235,7 @@ inline RuleData draw_rule(Bytes& bytes, const CallSizes& sizes, Index set) {
     return std::find(some.begin(), some.end(), s) != some.end();
   };
   // See with_rule(): sets without a place, with causal() in some form, with query_offset().
-  const bool any_place = !in({0, 5, 9, 12, 16, 18, 21});
+  const bool any_place = !in({0, 5, 9, 12, 16, 18, 21, kSlotsSet});
   r.has_window = any_place || in({5});
   r.has_keep = in({4, 15, 19, 24});
   r.has_ignore = in({5, 17});
@@ -248,6 +254,7 @@ inline RuleData draw_rule(Bytes& bytes, const CallSizes& sizes, Index set) {
   r.has_documents = in({23, 26});
   r.has_blocks = in({25, 26});
   r.has_either = in({24, 25, 26});
+  r.has_slots = in({kSlotsSet});
 
   const auto lengths = [&](Index low, Index beyond) {
     std::vector<Index> all;
@@ -314,6 +321,10 @@ inline RuleData draw_rule(Bytes& bytes, const CallSizes& sizes, Index set) {
                                         blocks_of(sizes.longest_kv, r.block_keys)},
                                        2);
   }
+  if (r.has_slots) {
+    r.slot_rows = bytes.one_of(1, 3, 8, 16, 20);
+    r.slot_keys = bytes.one_of(1, 2, 5, 10, 40);
+  }
   if (r.has_bias1) r.bias1 = detail_rules::draw_grid(bytes, sizes, bytes.between(1, 2));
   if (r.has_bias2) r.bias2 = detail_rules::draw_grid(bytes, sizes, bytes.between(1, 2));
   if (r.has_alibi && (r.set == kLearnedSet || bytes.coin())) {
@@ -357,6 +368,7 @@ inline std::string words_of(const RuleData& r) {
   say(r.has_padding, "key_padding");
   say(r.has_documents, "documents");
   if (r.has_blocks) text << " blocks " << r.block_queries << " x " << r.block_keys;
+  if (r.has_slots) text << " slots " << r.slot_rows << " x " << r.slot_keys;
   say(r.has_either, "joined by |");
   say(r.has_bias1, "bias");
   say(r.has_bias2, "bias of double");
@@ -390,6 +402,12 @@ inline PlainRule plain_rule(const RuleData& r, const Arithmetic& with) {
       const Index p = i + place_of(b);
       return (r.left < 0 || j >= p - r.left) && (r.right < 0 || j <= p + r.right) &&
              j < r.lengths[static_cast<std::size_t>(b)];
+    });
+  }
+  if (r.has_slots) {
+    keys.push_back([&r](Index b, Index, Index i, Index j) {
+      const KeyRange own = r.slots().of(i, r.sizes.kv_len[static_cast<std::size_t>(b)]);
+      return j >= own.begin && j < own.end;
     });
   }
   if (r.has_keep) {
@@ -557,6 +575,7 @@ class RuleParts {
     if (box.first_query == 0) view.sizes[2] = r.blocks.sizes[2];  // blocks, not queries
     return mha::blocks(view, block_queries, r.block_keys);
   }
+  auto slots() const { return r.slots(box); }
   auto documents() const {
     const Index first = r.documents.sizes[0] == 1 ? 0 : box.first_batch;
     const Index all = r.documents.sizes[0] == 1 ? 1 : r.sizes.batch;
@@ -702,6 +721,8 @@ void with_rule(const RuleData& r, const Box& box, const F& f,
       return f(p.learned(*learned));
     case 23:
       return f(p.documents() & p.keys());
+    case kSlotsSet:
+      return f(p.slots());
     case 24:
       return f((p.keys() | p.keep()) & p.alibi());
     case 25:
@@ -726,6 +747,7 @@ template <class Scalar>
 Index draw_rule_set(Bytes& bytes, bool learned = false) {
   if (!has_all_rules<Scalar>) return draw_few_rules(bytes);
   const Index byte = bytes.pick(256);
+  if (byte >= kSlotsByte) return kSlotsSet;
   if (byte >= kLaterByte) return kFirstLaterSet + byte % kLaterSets;
   return byte % (kRuleSets + (learned ? 1 : 0));
 }

@@ -45,11 +45,11 @@ class ChunkTree {
     chunk_ = chunk;
   }
 
-  /// The join of all chunks in `current`; false if there was none.
+  /// The join of all chunks in `current`; false if there was none. The tree is then as new.
   template <class Join>
   bool finish(State& current, const Join& join) {
     while (count_ > 0) join_last(current, join);
-    return any_;
+    return std::exchange(any_, false);
   }
 
   bool in_chunk(Index chunk) const { return any_ && chunk == chunk_; }

@@ -13,9 +13,6 @@
 // Source: Dao 2023 (FlashAttention-2), arXiv:2307.08691, algorithm 2.
 #pragma once
 
-#include <array>
-#include <cstdint>
-
 #include "mha/internal/kernels/extra_key.hpp"
 #include "mha/internal/kernels/gradient_calls.hpp"
 #include "mha/internal/kernels/gradient_memory.hpp"
@@ -60,7 +57,6 @@ class GradientTile : public QueryScores<In, In, T> {
   /// lse, and rows of Q and dO. Queries without a key count as 0, whatever their rows hold.
   void take_rows(const T* delta) {
     delta_ = delta;
-    lse_is_number_ = true;
     copy_rows(task_.query.middle_rows(first_, count_), to_.query_rows, to_.wide_head);
     copy_rows(grad_task_.grad_output.middle_rows(first_, count_), to_.grad_output_rows,
               to_.wide_value);
@@ -68,9 +64,8 @@ class GradientTile : public QueryScores<In, In, T> {
       const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
       const bool dead =
           mha::detail::is_minus_infinity(lse) ||
-          (at_.allowed[l] == 0 && !calls_.may_mask && grad_task_.extra.key == nullptr);
+          (grad_task_.extra.key == nullptr && at_.allowed[l] == 0 && !calls_.may_mask);
       to_.lse[l] = lse;
-      lse_is_number_ = lse_is_number_ && (dead || mha::detail::is_finite(lse));
       if (!dead || l >= count_) continue;
       std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
       std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
@@ -111,14 +106,15 @@ class GradientTile : public QueryScores<In, In, T> {
   }
 
   /// The extra key, for queries first, ..., first + count - 1.
+  /// @param delta       of these queries, see find_delta()
   /// @param grad_query  panel: its share is added
   /// @param sums        of one key: its share is added
-  void run_extra_key(Index first, Index count, T* delta, T* grad_query, const KeySums<T>& sums) {
+  void run_extra_key(Index first, Index count, const T* delta, T* grad_query,
+                     const KeySums<T>& sums) {
     this->place(first, count);
-    this->find_ranges();
     this->pack_queries();
     if (calls_.dropout_row != nullptr) this->start_dropout();
-    find_delta(first, count, delta);
+    pack_grad_output();
     take_rows(delta);
     const Index vectors = this->vectors_of(groups_);
     const ExtraKeys<T>& extra = grad_task_.extra;
@@ -178,21 +174,9 @@ class GradientTile : public QueryScores<In, In, T> {
   /// Writes dQ of queries first, ..., first + count - 1 from the sum of all chunks' shares.
   void write(Index first, Index count, const T* grad_query) {
     this->place(first, count);
-    const MatrixView<In> rows = grad_task_.grad_query.middle_rows(first_, count_);
     T* const scale = at_.correction;
     std::fill_n(scale, groups_ * kGroup, calls_.scale);
-    if constexpr (std::is_same_v<In, T>) {
-      kernels_.unpack(grad_query, kWide, scale, nullptr, rows.data, rows.row_stride,
-                      rows.col_stride, count_, rows.cols);
-    } else {
-      kernels_.unpack(grad_query, kWide, scale, nullptr, at_.scratch.output, rows.cols, 1, count_,
-                      rows.cols);
-      for (Index r = 0; r < count_; ++r) {
-        for (Index d = 0; d < rows.cols; ++d) {
-          rows(r, d) = mha::detail::convert<In>(at_.scratch.output[r * rows.cols + d]);
-        }
-      }
-    }
+    this->write_rows(grad_query, scale, grad_task_.grad_query);
   }
 
   /// Gives a learned sink its gradient.
@@ -245,7 +229,7 @@ class GradientTile : public QueryScores<In, In, T> {
       kernels_.fold_max(p, keys, vectors, at_.tile_max + lane, at_.begin + lane, at_.end + lane,
                         s.begin);
     }
-    weigh(p, keys, lane, vectors, !s.whole || calls_.may_mask);
+    kernels_.weights(p, keys, vectors, to_.lse + lane);
 
     // dP^T, dS^T
     Product<T> x = product_of(keys, vectors, value.cols);
@@ -296,28 +280,6 @@ class GradientTile : public QueryScores<In, In, T> {
     x.c = sums.key;
     x.c_row = to_.wide_head;
     multiply(x);
-  }
-
-  /// Weights once more. Where lse is NaN those of masked keys, e^(-inf - NaN), would be too.
-  void weigh(T* p, Index keys, Index lane, Index vectors, bool some_masked) const {
-    if (lse_is_number_ || !some_masked) {
-      kernels_.weights(p, keys, vectors, to_.lse + lane);
-      return;
-    }
-    std::array<std::uint64_t, std::size_t{kKeyTile}> masked{};
-    const Index lanes = vectors * kernels_.vector_lanes;
-    for (Index j = 0; j < keys; ++j) {
-      for (Index l = 0; l < lanes; ++l) {
-        if (!mha::detail::is_minus_infinity(p[j * kWide + l])) continue;
-        masked[static_cast<std::size_t>(j)] |= std::uint64_t{1} << l;
-      }
-    }
-    kernels_.weights(p, keys, vectors, to_.lse + lane);
-    for (Index j = 0; j < keys; ++j) {
-      for (Index l = 0; l < lanes; ++l) {
-        if ((masked[static_cast<std::size_t>(j)] >> l & 1u) != 0) p[j * kWide + l] = T(0);
-      }
-    }
   }
 
   static Product<T> product_of(Index rows, Index vectors, Index depth) {
@@ -390,8 +352,7 @@ class GradientTile : public QueryScores<In, In, T> {
   const HeadGradientTask<In, T>& grad_task_;
   const GradientCalls<T>& grad_calls_;
   const GradientTileMemory<T>& to_;
-  const T* delta_ = nullptr;   ///< lanes
-  bool lse_is_number_ = true;  ///< of every query with a key
+  const T* delta_ = nullptr;  ///< lanes
   bool rows_finite_ = true;
 };
 

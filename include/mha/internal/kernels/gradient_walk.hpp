@@ -31,9 +31,8 @@ struct GradientMemory {
   T* delta = nullptr;         ///< of all queries
   KeySums<T> sums;
   ChunkTree<KeySums<T>> heads;
-  KeySums<T> extra;  ///< of the extra key, from a chunk of queries, and those that wait
-  KeySums<T>* extra_waiting;
-  Index* extra_last;
+  KeySums<T> extra;  ///< of the extra key, from a chunk of queries
+  ChunkTree<KeySums<T>> extra_tree;
   /// Of level n - 1, the second of two halves before they are joined.
   std::array<T*, std::size_t{kMostLevels}> half_query{};
   std::array<KeySums<T>, std::size_t{kMostLevels}> half_key{};
@@ -43,14 +42,13 @@ struct GradientMemory {
                  Arena& arena)
       : tile(sizes, keeps_capped, arena),
         panel(sizes.head_dim * kBlock),
-        sums(take_sums(sizes.kv_len + (sizes.extra_key ? 1 : 0), arena)),
-        heads(take_waiting(waiting_states(group_size), sizes.kv_len + (sizes.extra_key ? 1 : 0),
-                           arena),
-              arena.take<Index>(waiting_states(group_size))),
-        extra(sizes.extra_key ? take_sums(1, arena) : KeySums<T>()),
-        extra_waiting(sizes.extra_key ? take_waiting(waiting_states(chunks_of(query_len)), 1, arena)
-                                      : nullptr),
-        extra_last(arena.take<Index>(sizes.extra_key ? waiting_states(chunks_of(query_len)) : 0)) {
+        sums(take_sums(sizes.kv_len + extra_keys(sizes), arena)),
+        heads(take_tree<KeySums<T>>(
+            waiting_states(group_size), arena,
+            [&] { return take_sums(sizes.kv_len + extra_keys(sizes), arena); })),
+        extra(take_sums(extra_keys(sizes), arena)),
+        extra_tree(take_tree<KeySums<T>>(waiting_states(chunks_of(query_len)) * extra_keys(sizes),
+                                         arena, [&] { return take_sums(1, arena); })) {
     const Index query_chunks = chunks_of(query_len);
     const Index key_chunks = chunks_of(sizes.kv_len);
     grad_query = take_panels(key_chunks > 1 || sizes.extra_key ? query_len : kBlock, arena);
@@ -67,20 +65,13 @@ struct GradientMemory {
   }
 
  private:
+  static Index extra_keys(const TileSizes& sizes) { return sizes.extra_key ? 1 : 0; }
   T* take_panels(Index queries, Arena& arena) const {
     return arena.take<T>((queries + kBlock - 1) / kBlock * panel);
   }
   KeySums<T> take_sums(Index keys, Arena& arena) const {
     T* const key = arena.take<T>(keys * tile.wide_head);
     return {key, arena.take<T>(keys * tile.wide_value)};
-  }
-  KeySums<T>* take_waiting(Index count, Index keys, Arena& arena) const {
-    auto* const all = arena.take<KeySums<T>>(count);
-    for (Index k = 0; k < count; ++k) {
-      const KeySums<T> one = take_sums(keys, arena);
-      if (all != nullptr) all[k] = one;
-    }
-    return all;
   }
 };
 
@@ -91,7 +82,7 @@ class GradientWalk {
   static constexpr Index kBlock = GradientMemory<T>::kBlock;
 
   GradientWalk(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
-               const GradientCalls<T>& calls, const GradientMemory<T>& memory)
+               const GradientCalls<T>& calls, GradientMemory<T>& memory)
       : head_(head),
         task_(task),
         at_(memory),
@@ -197,8 +188,8 @@ class GradientWalk {
     const auto join = [this](const KeySums<T>& a, const KeySums<T>& b) {
       at_.tile.add(head_.kernels, a, b, 1);
     };
-    KeySums<T> now = at_.extra;
-    ChunkTree<KeySums<T>> tree(at_.extra_waiting, at_.extra_last);
+    KeySums<T>& now = at_.extra;
+    ChunkTree<KeySums<T>>& tree = at_.extra_tree;
     for_each_block(0, query_len_, [&](Index row, Index count) {
       if (!tree.in_chunk(row / kKeyChunk)) {
         tree.start(row / kKeyChunk, now, join);
@@ -227,7 +218,7 @@ class GradientWalk {
 
   const Head<In, In, T>& head_;
   const HeadGradientTask<In, T>& task_;
-  const GradientMemory<T>& at_;
+  GradientMemory<T>& at_;
   GradientTile<In, T> tile_;
   const Index query_len_, kv_len_;
   const Index query_chunks_, key_chunks_;

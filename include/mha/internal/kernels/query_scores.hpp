@@ -208,6 +208,24 @@ class QueryScores {
             at_.begin, at_.end,   calls_.may_mask, skips_zeros};
   }
 
+  /// Transposes a panel, times a factor for each lane, into the tile's rows of a matrix.
+  template <class To>
+  void write_rows(const T* panel, const T* factor, const MatrixView<To>& matrix) const {
+    const MatrixView<To> rows = matrix.middle_rows(first_, count_);
+    if constexpr (std::is_same_v<To, T>) {
+      kernels_.unpack(panel, kWide, factor, nullptr, rows.data, rows.row_stride, rows.col_stride,
+                      count_, rows.cols);
+    } else {
+      T* const plain = at_.scratch.output;
+      kernels_.unpack(panel, kWide, factor, nullptr, plain, rows.cols, 1, count_, rows.cols);
+      for (Index r = 0; r < count_; ++r) {
+        for (Index c = 0; c < rows.cols; ++c) {
+          rows(r, c) = mha::detail::convert<To>(plain[r * rows.cols + c]);
+        }
+      }
+    }
+  }
+
   const Head<In, Out, T>& head_;
   const Kernels<T>& kernels_;
   const RuleCalls<T>& calls_;

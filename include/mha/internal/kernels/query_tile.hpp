@@ -163,19 +163,7 @@ class QueryTile : public QueryScores<In, Out, T> {
     }
     T* const output_factor = at_.tile_max;
     for (Index l = 0; l < count_; ++l) output_factor[l] = factor[l] * calls_.dropout_scale;
-    const MatrixView<Out> rows = task_.output.middle_rows(first_, count_);
-    if constexpr (std::is_same_v<Out, T>) {
-      kernels_.unpack(state.acc, kWide, output_factor, nullptr, rows.data, rows.row_stride,
-                      rows.col_stride, count_, rows.cols);
-    } else {
-      kernels_.unpack(state.acc, kWide, output_factor, nullptr, at_.scratch.output, rows.cols, 1,
-                      count_, rows.cols);
-      for (Index r = 0; r < count_; ++r) {
-        for (Index c = 0; c < rows.cols; ++c) {
-          rows(r, c) = mha::detail::convert<Out>(at_.scratch.output[r * rows.cols + c]);
-        }
-      }
-    }
+    this->write_rows(state.acc, output_factor, task_.output);
     if (task_.weights.data == nullptr) return;
     write_weights(factor);
     write_extra_weights(factor, at_.tile_sum);

@@ -143,7 +143,7 @@ struct Kernels {
   /// s = cap * tanh(s / cap) over rows of a panel.
   void (*softcap)(T* s, Index rows, Index row_stride, Index vectors, T cap);
 
-  /// s[j][l] = e^(s[j][l] - lse[l]): weights once more. Not below 2^-1074 for double, 2^-63.5 for
+  /// s[j][l] = e^(s[j][l] - lse[l]): weights once more; of -inf 0, even if lse is NaN. Not below 2^-1074 for double, 2^-63.5 for
   /// float.
   void (*weights)(T* s, Index keys, Index vectors, const T* lse);
 

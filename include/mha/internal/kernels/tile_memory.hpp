@@ -99,6 +99,17 @@ struct SoftmaxState {
   }
 };
 
+/// A tree with places for `count` states that wait; take() hands out the memory of one.
+template <class State, class Take>
+ChunkTree<State> take_tree(Index count, Arena& arena, const Take& take) {
+  State* const waiting = arena.take<State>(count);
+  for (Index k = 0; k < count; ++k) {
+    const State state = take();
+    if (waiting != nullptr) waiting[k] = state;  // null where memory is only counted
+  }
+  return ChunkTree<State>(waiting, arena.take<Index>(count));
+}
+
 /// The state of the chunk at hand, and those that wait to be joined.
 template <class T>
 struct SoftmaxStates {
@@ -106,21 +117,10 @@ struct SoftmaxStates {
   ChunkTree<SoftmaxState<T>> tree;
 
   SoftmaxStates(Index kv_len, Index width, Index rows, Arena& arena)
-      : SoftmaxStates(waiting_states(chunks_of(kv_len)), width, rows, arena, {}) {}
-
- private:
-  struct Counted {};
-  SoftmaxStates(Index count, Index width, Index rows, Arena& arena, Counted)
       : now(SoftmaxState<T>::take(width, rows, arena)),
-        tree(take_waiting(count, width, rows, arena), arena.take<Index>(count)) {}
-  static SoftmaxState<T>* take_waiting(Index count, Index width, Index rows, Arena& arena) {
-    auto* const all = arena.take<SoftmaxState<T>>(count);
-    for (Index k = 0; k < count; ++k) {
-      const SoftmaxState<T> state = SoftmaxState<T>::take(width, rows, arena);
-      if (all != nullptr) all[k] = state;
-    }
-    return all;
-  }
+        tree(take_tree<SoftmaxState<T>>(waiting_states(chunks_of(kv_len)), arena, [&] {
+          return SoftmaxState<T>::take(width, rows, arena);
+        })) {}
 };
 
 /// Where a lane is a query: see query_scores.hpp.

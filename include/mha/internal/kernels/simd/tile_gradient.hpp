@@ -16,7 +16,9 @@ void weights(T* s, Index keys, Index vectors, const T* lse) {
     const Vec<T> shift = finite_or_zero<T>(load(lse + w * kCount));
     T* column = s + w * kCount;
     for (Index j = 0; j < keys; ++j, column += kLanes<T>) {
-      store(column, exp_far<T>(load(column) - shift));
+      const Vec<T> score = load(column);
+      const IntVec<T> masked = bits_as<IntVec<T> >(score) == all_int<T>(kMinusInfinityBits<T>);
+      store(column, select<T>(masked, Vec<T>{}, exp_far<T>(score - shift)));
     }
   }
 }
