@@ -15,7 +15,7 @@ set(order
   "internal/call/[a-z_]+"
   "internal/projection/[a-z_]+"
   "(projection|multi_head_config)"
-  "internal/layer/(memory|sequences|check)"
+  "internal/layer/(memory|sequences|plan|check)"
   "multi_head_training"
   "internal/layer/[a-z_]+"
   "(mask|instruction_set|gradient_check)"

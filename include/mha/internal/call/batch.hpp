@@ -87,6 +87,11 @@ struct BatchTask {
 template <class Acc>
 inline constexpr bool has_kernels = std::is_same_v<Acc, float> || std::is_same_v<Acc, double>;
 
+/// How the kernels cut a call; nothing for other scalars.
+struct NoPlan {};
+template <class Acc>
+using AttentionPlan = std::conditional_t<has_kernels<Acc>, kernels::Plan<Acc>, NoPlan>;
+
 /// Every head of every sequence, head by head: for scalars that the kernels do not take.
 template <class In, class Out, class Acc, class RuleSet>
 void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
@@ -100,14 +105,26 @@ void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
   });
 }
 
-/// Every head of every sequence.
+/// Every head of every sequence, as planned, in memory of plan.bytes().
+template <class In, class Out, class Acc, class RuleSet>
+void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
+            [[maybe_unused]] const AttentionPlan<Acc>& plan, const Executor& executor,
+            [[maybe_unused]] const kernels::MemoryBlock& memory) {
+  if constexpr (has_kernels<Acc>) {
+    kernels::attend<In, Out, Acc>(call, rules, plan, executor, memory);
+  } else {
+    attend_plainly(call, rules, executor);
+  }
+}
+
+/// The same for a call that is all there is.
 template <class In, class Out, class Acc, class RuleSet>
 void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
             [[maybe_unused]] Workspace* workspace) {
   if constexpr (has_kernels<Acc>) {
     const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
     const CallMemory memory(workspace, plan.bytes());
-    kernels::attend<In, Out, Acc>(call, rules, plan, executor, {memory.data(), memory.size()});
+    attend(call, rules, plan, executor, {memory.data(), memory.size()});
   } else {
     attend_plainly(call, rules, executor);
   }

@@ -96,6 +96,7 @@ struct Plan {
   std::size_t bytes_per_worker = 0;
   std::size_t bytes_per_chunk = 0;
 
+  Plan() = default;
   /// @param query_len, kv_len  the longest
   Plan(Index batch, Index num_heads, Index kv_heads, Index query_len, Index kv_len, Index head_dim,
        Index value_dim, bool extra_key, bool converts, const Executor& executor)

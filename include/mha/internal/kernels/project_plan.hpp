@@ -56,15 +56,16 @@ inline ProjectWay way_to_project(Index rows, Index inputs, Index outputs, bool c
 /// How a projection is cut into tasks, and their memory.
 template <class T>
 struct ProjectPlan {
-  ProjectWay way;
-  bool converts;       ///< x or y is not rows of T, each contiguous
-  Index row_block;     ///< tokens of a task
-  Index output_block;  ///< outputs of a task
-  Index row_tasks;
-  Index output_tasks;
+  ProjectWay way = ProjectWay::in_place;
+  bool converts = false;   ///< x or y is not rows of T, each contiguous
+  Index row_block = 1;     ///< tokens of a task
+  Index output_block = 1;  ///< outputs of a task
+  Index row_tasks = 0;
+  Index output_tasks = 0;
   Index workers = 1;
   std::size_t bytes_per_worker = 0;
 
+  ProjectPlan() = default;
   /// @param outputs  of the widest of `jobs` maps
   ProjectPlan(Index rows, Index inputs, Index outputs, Index jobs, bool with_conversion,
               const Executor& executor)

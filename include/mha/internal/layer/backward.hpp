@@ -107,20 +107,19 @@ class LayerGradient : public LayerPass<Layer> {
   template <class RuleSet>
   void compute(Tape& tape, const View& query, const View& key, const View& value,
                const RuleSet& rules, const Options& options, const SequenceBatch& batch) const {
-    LayerSizes s = this->sizes(query.rows, key.rows, batch.count, true, batch.ragged);
+    const LayerPlan<Layer> plan(layer_, query.rows, key.rows, batch,
+                                {Pass::inputs_of(query, key, value), true, true}, options.executor);
     if constexpr (has_kernels<Acc>) {
-      s.scratch = this->scratch_bytes(query.rows, key.rows, batch, options,
-                                      this->inputs_of(query, key, value), true);
-      tape.block_.reserve(layer_bytes<Acc>(s));
+      tape.block_.reserve(plan.bytes());
       BlockMatrices<Acc> source({tape.block_.data(), tape.block_.size()});
-      tape.memory_.emplace(s, source);
+      tape.memory_.emplace(plan.sizes, source);
     } else {
       tape.own_ = std::make_unique<OwnedMatrices<Acc>>();
-      tape.memory_.emplace(s, *tape.own_);
+      tape.memory_.emplace(plan.sizes, *tape.own_);
     }
     Tensor<Acc> no_weights;
-    this->compute_in(*tape.memory_, query, key, value, rules, options, batch,
-                     memory_of(tape.output), {}, no_weights);
+    this->compute_in(plan, *tape.memory_, query, key, value, rules, options, memory_of(tape.output),
+                     {}, no_weights);
   }
 
   template <class RuleSet>
@@ -128,10 +127,10 @@ class LayerGradient : public LayerPass<Layer> {
                 const Options& options) const {
     const MultiHeadConfig& c = layer_.config();
     const auto inputs = this->inputs_of(tape.query_, tape.key_, tape.value_);
-    const bool one = inputs == Pass::Inputs::one_matrix;
+    const bool one = inputs == Inputs::one_matrix;
     grads.query.resize(tape.query_.rows, tape.query_.cols);
     grads.key.resize(one ? 0 : tape.key_.rows, one ? 0 : tape.key_.cols);
-    const bool apart = inputs == Pass::Inputs::all_apart;
+    const bool apart = inputs == Inputs::all_apart;
     grads.value.resize(apart ? tape.value_.rows : 0, apart ? tape.value_.cols : 0);
     if (!tape.memory_) return;  // no rows at all
     const LayerMemory<Acc>& memory = *tape.memory_;

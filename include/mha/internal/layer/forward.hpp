@@ -11,8 +11,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "mha/internal/layer/memory.hpp"
-#include "mha/internal/layer/sequences.hpp"
+#include "mha/internal/layer/plan.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
 
@@ -27,45 +26,10 @@ class LayerPass {
   using Options = MultiHeadOptions;
   using View = MatrixView<const Scalar>;
   using Batch = SequenceBatch;
+  using Plan = LayerPlan<Layer>;
 
   explicit LayerPass(const Layer& layer) : layer_(layer) {}
 
-  /// Sizes of a call's memory, without its scratch.
-  LayerSizes sizes(Index query_rows, Index key_rows, Index sequences, bool own_lse,
-                   bool ragged) const {
-    const MultiHeadConfig& c = layer_.config();
-    LayerSizes s;
-    s.query_rows = query_rows;
-    s.key_rows = key_rows;
-    s.extra_key = c.add_bias_kv;
-    s.query_width = c.num_heads * c.head_dim;
-    s.key_width = c.kv_heads * c.head_dim;
-    s.value_width = c.kv_heads * c.value_dim;
-    s.concat_width = c.num_heads * c.value_dim;
-    s.lse_width = own_lse ? c.num_heads : 0;
-    s.num_segments = ragged ? sequences : 0;
-    s.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
-    if constexpr (has_kernels<Acc>) {
-      const auto apart = [](Index rows, Index inputs, Index heads, Index width) {
-        const auto way = kernels::way_to_project(rows, inputs, width, false);
-        return way == kernels::ProjectWay::in_place ? 1 : heads;
-      };
-      s.query_heads = apart(query_rows, c.embed_dim, c.num_heads, s.query_width);
-      s.key_heads = apart(key_rows, c.kdim, c.kv_heads, s.key_width);
-      s.value_heads = apart(key_rows, c.vdim, c.kv_heads, s.value_width);
-    }
-    if constexpr (!std::is_same_v<Scalar, Acc>) {
-      for (const Linear* linear :
-           {&layer_.q_proj, &layer_.k_proj, &layer_.v_proj, &layer_.out_proj}) {
-        s.wide_weight = std::max(s.wide_weight, linear->weight.size());
-        s.wide_bias = std::max(s.wide_bias, linear->bias.size());
-      }
-    }
-    return s;
-  }
-
-  /// Which inputs are one matrix: what is projected from one is projected together.
-  enum class Inputs { all_apart, one_context, one_matrix };
   static Inputs inputs_of(const View& query, const View& key, const View& value) {
     const auto same = [](const View& a, const View& b) {
       // Matrices without rows have no memory by which to tell them apart: each is its own.
@@ -76,58 +40,18 @@ class LayerPass {
     return same(query, key) ? Inputs::one_matrix : Inputs::one_context;
   }
 
-  /// The scratch of its steps, which share it: the largest counts.
-  std::size_t scratch_bytes([[maybe_unused]] Index query_rows, [[maybe_unused]] Index key_rows,
-                            [[maybe_unused]] const Batch& batch,
-                            [[maybe_unused]] const Options& options, [[maybe_unused]] Inputs inputs,
-                            [[maybe_unused]] bool contiguous) const {
-    std::size_t most = 0;
-    if constexpr (has_kernels<Acc>) {
-      const MultiHeadConfig& c = layer_.config();
-      const Executor& executor = options.executor;
-      const Index q_width = c.num_heads * c.head_dim;
-      const Index k_width = c.kv_heads * c.head_dim;
-      const Index v_width = c.kv_heads * c.value_dim;
-      const auto input = [&](Index rows, Index width, Index outputs, Index jobs) {
-        most = std::max(most, projection_plan<Acc, Scalar, Scalar, Acc>(rows, width, outputs, jobs,
-                                                                        true, executor)
-                                  .bytes());
-      };
-      if (!std::is_same_v<Scalar, Acc>) inputs = Inputs::all_apart;
-      if (inputs == Inputs::one_matrix) {
-        input(query_rows, c.embed_dim, std::max({q_width, k_width, v_width}), 3);
-      } else {
-        input(query_rows, c.embed_dim, q_width, 1);
-        if (inputs == Inputs::one_context) {
-          input(key_rows, c.kdim, std::max(k_width, v_width), 2);
-        } else {
-          input(key_rows, c.kdim, k_width, 1);
-          input(key_rows, c.vdim, v_width, 1);
-        }
-      }
-      most = std::max(
-          most, projection_plan<Acc, Acc, Scalar, Scalar>(query_rows, c.num_heads * c.value_dim,
-                                                          c.out_dim, 1, contiguous, executor)
-                    .bytes());
-      const kernels::Plan<Acc> plan(batch.count, c.num_heads, c.kv_heads, batch.query_len,
-                                    batch.kv_len, c.head_dim, c.value_dim, c.add_bias_kv, false,
-                                    executor);
-      most = std::max(most, plan.bytes());
-    }
-    return most;
-  }
-
   /// Bytes of the block that a call works in, whichever of its inputs are one matrix.
   std::size_t bytes(Index query_rows, Index key_rows, const Batch& batch,
                     const Options& options) const {
-    LayerSizes s = sizes(query_rows, key_rows, batch.count, false, batch.ragged);
+    std::size_t most = 0;
     for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
       for (const bool contiguous : {true, false}) {
-        s.scratch = std::max(
-            s.scratch, scratch_bytes(query_rows, key_rows, batch, options, inputs, contiguous));
+        const Plan plan(layer_, query_rows, key_rows, batch, {inputs, contiguous},
+                        options.executor);
+        most = std::max(most, plan.bytes());
       }
     }
-    return layer_bytes<Acc>(s);
+    return most;
   }
 
   template <class RuleSet>
@@ -135,42 +59,42 @@ class LayerPass {
                const Options& options, const Batch& batch, const MatrixView<Scalar>& output,
                const MatrixView<Acc>& lse, Tensor<Acc>& weights) const {
     if (batch.count == 0) return;
-    LayerSizes s = sizes(query.rows, key.rows, batch.count, false, batch.ragged);
+    const Plan plan(layer_, query.rows, key.rows, batch,
+                    {inputs_of(query, key, value), output.col_stride == 1}, options.executor);
     if constexpr (has_kernels<Acc>) {
-      s.scratch = scratch_bytes(query.rows, key.rows, batch, options, inputs_of(query, key, value),
-                                output.col_stride == 1);
-      const CallMemory block(options.workspace, layer_bytes<Acc>(s));
+      const CallMemory block(options.workspace, plan.bytes());
       BlockMatrices<Acc> source({block.data(), block.size()});
-      compute_in(LayerMemory<Acc>(s, source), query, key, value, rules, options, batch, output, lse,
-                 weights);
+      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), query, key, value, rules, options,
+                 output, lse, weights);
     } else {
       OwnedMatrices<Acc> source;
-      compute_in(LayerMemory<Acc>(s, source), query, key, value, rules, options, batch, output, lse,
-                 weights);
+      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), query, key, value, rules, options,
+                 output, lse, weights);
     }
   }
 
  protected:
   template <class RuleSet>
-  void compute_in(const LayerMemory<Acc>& memory, const View& query, const View& key,
-                  const View& value, const RuleSet& rules, const Options& options,
-                  const Batch& batch, const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
+  void compute_in(const Plan& plan, const LayerMemory<Acc>& memory, const View& query,
+                  const View& key, const View& value, const RuleSet& rules, const Options& options,
+                  const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
                   Tensor<Acc>& weights) const {
-    const MultiHeadConfig& c = layer_.config();
-    const MatrixView<Acc>& lse_rows = lse.data != nullptr ? lse : memory.lse;
+    const Batch& batch = plan.batch;
+    const ProjectionMemory<Acc> scratch{memory.wide_weight, memory.wide_bias, memory.scratch};
     if (memory.segments != nullptr && batch.ragged) batch.place(options, memory.segments);
-    project_inputs(memory, query, key, value, options.executor);
+    project_inputs(plan, memory, {query, key, value}, options.executor, scratch);
     for (Index d = 0; d < layer_.bias_k.size(); ++d)
       memory.bias_k[d] = convert<Acc>(layer_.bias_k(d));
     for (Index d = 0; d < layer_.bias_v.size(); ++d)
       memory.bias_v[d] = convert<Acc>(layer_.bias_v(d));
-    if (c.rotary) rotate(memory, rules, batch, options);
+    if (layer_.config().rotary) rotate(memory, rules, batch, options);
 
-    BatchTask<Acc> call = heads_of(memory, lse_rows, batch, options);
+    BatchTask<Acc> call = heads_of(memory, lse.data != nullptr ? lse : memory.lse, batch, options);
     if (!weights.empty()) call.weights = weights.view();
-    attend(memory, call, rules, options);
+    mha::detail::attend(call, rules, plan.attention, options.executor, memory.scratch);
     const ProjectionTask<Linear, Scalar> last{&layer_.out_proj, output};
-    project<Acc, Acc>(memory.concat, &last, 1, options.executor, projection_memory(memory));
+    const MatrixView<const Acc> concat = memory.concat;
+    project<Acc>(concat, &last, 1, plan.out, options.executor, scratch);
   }
 
   /// Attention's call: the heads of q, k, v and of the concatenation are views of their columns.
@@ -195,37 +119,17 @@ class LayerPass {
     return call;
   }
 
-  static ProjectionMemory<Acc> projection_memory(const LayerMemory<Acc>& memory) {
-    return {memory.wide_weight, memory.wide_bias, memory.scratch};
-  }
-
-  template <class RuleSet>
-  static void attend([[maybe_unused]] const LayerMemory<Acc>& memory, const BatchTask<Acc>& call,
-                     const RuleSet& rules, const Options& options) {
-    if constexpr (has_kernels<Acc>) {
-      const auto plan = kernels::plan_of<Acc, Acc>(call, options.executor);
-      kernels::attend<Acc, Acc, Acc>(call, rules, plan, options.executor, memory.scratch);
-    } else {
-      attend_plainly(call, rules, options.executor);
-    }
-  }
-
   /// q, k and v. What is projected from one matrix is projected together.
-  void project_inputs(const LayerMemory<Acc>& memory, const View& query, const View& key,
-                      const View& value, const Executor& executor) const {
-    using Task = ProjectionTask<Linear, Acc>;
-    const ProjectionMemory<Acc> scratch = projection_memory(memory);
-    const Task tasks[3] = {
+  void project_inputs(const Plan& plan, const LayerMemory<Acc>& memory,
+                      const std::array<View, 3>& inputs, const Executor& executor,
+                      const ProjectionMemory<Acc>& scratch) const {
+    const ProjectionTask<Linear, Acc> tasks[3] = {
         {&layer_.q_proj, memory.q}, {&layer_.k_proj, memory.k}, {&layer_.v_proj, memory.v}};
-    const Inputs inputs = inputs_of(query, key, value);
-    const bool one_context = inputs == Inputs::one_context;
-    if (inputs == Inputs::one_matrix) {
-      project<Acc>(query, tasks, 3, executor, scratch);
-      return;
+    for (int g = 0; g < plan.num_groups; ++g) {
+      const auto& group = plan.groups[static_cast<std::size_t>(g)];
+      project<Acc>(inputs[static_cast<std::size_t>(group.first)], tasks + group.first, group.count,
+                   group.plan, executor, scratch);
     }
-    project<Acc>(query, tasks, 1, executor, scratch);
-    project<Acc>(key, tasks + 1, one_context ? 2 : 1, executor, scratch);
-    if (!one_context) project<Acc>(value, tasks + 2, 1, executor, scratch);
   }
 
   /// Where sequence b lies among the rows of q and k.

@@ -104,14 +104,13 @@ class ProjectionCall {
     if (output.rows == 0 || output.cols == 0) return;
     const ProjectionTask<Linear, Out> task{&linear_, output};
     if constexpr (has_kernels<Acc>) {
-      const std::size_t scratch =
-          scratch_bytes<In, Out>(x.rows, output.col_stride == 1, options.executor);
-      const CallMemory block(options.workspace, all_bytes(scratch));
+      const auto plan = plan_of<In, Out>(x.rows, output.col_stride == 1, options.executor);
+      const CallMemory block(options.workspace, all_bytes(plan.bytes()));
       kernels::Arena arena({block.data(), block.size()});
-      project<Acc>(x, &task, 1, options.executor,
-                   take_projection_memory<Acc>(linear_, scratch, arena));
+      project<Acc>(x, &task, 1, plan, options.executor,
+                   take_projection_memory<Acc>(linear_, plan.bytes(), arena));
     } else {
-      project<Acc>(x, &task, 1, options.executor, {});
+      project<Acc>(x, &task, 1, {}, options.executor, {});
     }
   }
 
@@ -139,9 +138,12 @@ class ProjectionCall {
 
   std::size_t bytes(Index rows, const Options& options) const {
     check_sizes(rows);
-    if (rows == 0 || linear_.outputs() == 0 || !has_kernels<Acc>) return 0;
-    return all_bytes(std::max(scratch_bytes<Acc, Acc>(rows, true, options.executor),
-                              scratch_bytes<Acc, Acc>(rows, false, options.executor)));
+    if (rows == 0 || linear_.outputs() == 0) return 0;
+    if constexpr (has_kernels<Acc>) {
+      return all_bytes(std::max(plan_of<Acc, Acc>(rows, true, options.executor).bytes(),
+                                plan_of<Acc, Acc>(rows, false, options.executor).bytes()));
+    }
+    return 0;
   }
   std::size_t backward_bytes(Index rows, const Options& options) const {
     check_sizes(rows);
@@ -175,14 +177,9 @@ class ProjectionCall {
   }
 
   template <class In, class Out>
-  std::size_t scratch_bytes([[maybe_unused]] Index rows, [[maybe_unused]] bool contiguous,
-                            [[maybe_unused]] const Executor& executor) const {
-    if constexpr (has_kernels<Acc>) {
-      return projection_plan<Acc, In, Scalar, Out>(rows, linear_.inputs(), linear_.outputs(), 1,
-                                                   contiguous, executor)
-          .bytes();
-    }
-    return 0;
+  auto plan_of(Index rows, bool contiguous, const Executor& executor) const {
+    return projection_plan<Acc, In, Out>(rows, linear_.inputs(), linear_.outputs(), 1, contiguous,
+                                         executor);
   }
   std::size_t all_bytes(std::size_t scratch) const {
     kernels::Arena counter;

@@ -38,59 +38,61 @@ void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& w
   }
 }
 
-/// How the kernels map rows by `jobs` weights, the widest of which has so many outputs.
-template <class Acc, class In, class Scalar, class Out>
-kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index jobs,
+/// How the kernels map rows; nothing for other scalars.
+template <class Acc>
+using ProjectionPlan = std::conditional_t<has_kernels<Acc>, kernels::ProjectPlan<Acc>, NoPlan>;
+
+/// How they map rows by `maps` weights, the widest of which has so many outputs: several only if these are
+/// of Acc, since there is one place to widen a weight in.
+template <class Acc, class In, class Out>
+kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index maps,
                                           bool contiguous, const Executor& executor) {
   const bool converts = !std::is_same_v<In, Acc> || !std::is_same_v<Out, Acc> || !contiguous;
-  return {rows, inputs, outputs, std::is_same_v<Scalar, Acc> ? jobs : 1, converts, executor};
+  return {rows, inputs, outputs, maps, converts, executor};
+}
+
+/// W and b as the kernels read them: where they lie, or widened into memory.
+template <class Acc, class Linear>
+kernels::Weight<Acc> widened_weight(const Linear& linear,
+                                    [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
+  using Scalar = typename Linear::Weight::Scalar;
+  kernels::Weight<Acc> weight;
+  weight.row_stride = linear.weight.cols();
+  if constexpr (std::is_same_v<Scalar, Acc>) {
+    weight.weight = linear.weight.data();
+    weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
+  } else {
+    using Wide = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
+    using Own = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+    Wide(memory.wide_weight, linear.weight.size()) =
+        Own(linear.weight.data(), linear.weight.size()).template cast<Acc>();
+    Wide(memory.wide_bias, linear.bias.size()) =
+        Own(linear.bias.data(), linear.bias.size()).template cast<Acc>();
+    weight.weight = memory.wide_weight;
+    weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
+  }
+  return weight;
 }
 
 template <class Acc, class In, class Linear, class Out>
 void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-                        Index num_tasks, const Executor& executor,
-                        const ProjectionMemory<Acc>& memory) {
-  using Scalar = typename Linear::Weight::Scalar;
-  const auto run = [&](const kernels::ProjectJob<In, Out, Acc>* jobs, Index count) {
-    Index outputs = 0;
-    bool contiguous = true;
-    for (Index n = 0; n < count; ++n) {
-      outputs = std::max(outputs, jobs[n].y.cols);
-      contiguous = contiguous && jobs[n].y.col_stride == 1;
-    }
-    const auto plan =
-        projection_plan<Acc, In, Scalar, Out>(x.rows, x.cols, outputs, count, contiguous, executor);
-    kernels::project(x, jobs, count, plan, executor, memory.scratch);
-  };
+                        int num_tasks, const kernels::ProjectPlan<Acc>& plan,
+                        const Executor& executor, const ProjectionMemory<Acc>& memory) {
+  eigen_assert(
+      (num_tasks == 1 ||
+       std::is_same_v<typename Linear::Weight::Scalar, Acc>)&&"one weight is widened at a time");
   kernels::ProjectJob<In, Out, Acc> jobs[3];
-  for (Index n = 0; n < num_tasks; ++n) {
-    const Linear& linear = *tasks[n].linear;
-    kernels::ProjectJob<In, Out, Acc>& job = jobs[std::is_same_v<Scalar, Acc> ? n : 0];
-    job.y = tasks[n].y;
-    job.weight.row_stride = linear.weight.cols();
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      job.weight.weight = linear.weight.data();
-      job.weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
-    } else {
-      using WideWeight = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
-      using Weight = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
-      WideWeight(memory.wide_weight, linear.weight.size()) =
-          Weight(linear.weight.data(), linear.weight.size()).template cast<Acc>();
-      WideWeight(memory.wide_bias, linear.bias.size()) =
-          Weight(linear.bias.data(), linear.bias.size()).template cast<Acc>();
-      job.weight.weight = memory.wide_weight;
-      job.weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
-      run(&job, 1);
-    }
+  for (int n = 0; n < num_tasks; ++n) {
+    jobs[n] = {widened_weight<Acc>(*tasks[n].linear, memory), tasks[n].y};
   }
-  if constexpr (std::is_same_v<Scalar, Acc>) run(jobs, num_tasks);
+  kernels::project(x, jobs, num_tasks, plan, executor, memory.scratch);
 }
 
 /// The same for scalars that the kernels do not take, each number by itself.
 template <class Acc, class In, class Linear, class Out>
 void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-                     Index num_tasks, const Executor& executor) {
-  for (Index n = 0; n < num_tasks; ++n) {
+                     int num_tasks, const Executor& executor) {
+  for (int n = 0; n < num_tasks; ++n) {
     const Linear& linear = *tasks[n].linear;
     const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
     // One column: Eigen's strides are a column's.
@@ -103,13 +105,13 @@ void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Linear,
   }
 }
 
-/// y = x W + b for up to three weights of one x. Sums are kept in Acc.
+/// y = x W + b for up to three weights of one x, as planned. Sums are kept in Acc.
 template <class Acc, class In, class Linear, class Out>
-void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
-             Index num_tasks, const Executor& executor,
+void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks, int num_tasks,
+             [[maybe_unused]] const ProjectionPlan<Acc>& plan, const Executor& executor,
              [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
   if constexpr (has_kernels<Acc>) {
-    project_by_kernels<Acc>(x, tasks, num_tasks, executor, memory);
+    project_by_kernels<Acc>(x, tasks, num_tasks, plan, executor, memory);
   } else {
     project_plainly<Acc>(x, tasks, num_tasks, executor);
   }
