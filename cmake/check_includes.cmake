@@ -21,7 +21,7 @@ set(order
   "(mask|instruction_set|gradient_check)"
   "score"
   "attention"
-  "(attention_gradient|attention_scores|multi_head)"
+  "(attention_gradient|attention_scores|partial|multi_head)"
   "mha"
   "io/[a-z_]+")
 

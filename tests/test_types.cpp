@@ -5,6 +5,7 @@
 #include <mha/internal/support/argument.hpp>
 #include <mha/internal/support/floating.hpp>
 #include <mha/types.hpp>
+#include <mha/version.hpp>
 
 #include <complex>
 #include <numeric>
@@ -78,6 +79,15 @@ void fill_digits(T& tensor, const Strides& sizes) {
 }
 
 }  // namespace
+
+TEST_CASE("the inline namespace that keeps versions apart is named after the version", "[types]") {
+#define MHA_TEXT_OF(name) #name
+#define MHA_TEXT(name) MHA_TEXT_OF(name)
+  CHECK(std::string(MHA_TEXT(MHA_ABI)) ==
+        "v" + std::to_string(MHA_VERSION_MAJOR) + "_" + std::to_string(MHA_VERSION_MINOR));
+#undef MHA_TEXT
+#undef MHA_TEXT_OF
+}
 
 TEST_CASE("a Matrix keeps the channels of a token side by side", "[types]") {
   const Matrix<float> m = matrix_of<float>({{1, 2, 3}, {4, 5, 6}});

@@ -18,7 +18,7 @@
 #include "mha/internal/support/argument.hpp"
 #include "mha/score.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// What a call of attention may be told besides its rule.
 struct AttentionOptions {
@@ -29,6 +29,7 @@ struct AttentionOptions {
   bool need_lse = false;           ///< return the log of each row's softmax denominator
   Executor executor{};             ///< who computes; the calling thread if not given
   Workspace* workspace = nullptr;  ///< memory of yours to work in; else the call's own
+  Box box{};  ///< where the tensors lie in a larger problem of which they are a part
 };
 
 /// What attention_forward() returns.
@@ -108,7 +109,8 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
-  const CallExtent call = check_attention<Scalar>(where, q, k, v, rules, options.past_len).first;
+  const CallExtent call =
+      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
   using Acc = accumulator_t<Scalar>;
   const auto sized = [&](const char* name, Index channels, std::size_t bytes) {
     const std::array<Index, 4> sizes{call.batch, call.num_heads, call.query_len, channels};
@@ -123,7 +125,7 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
   if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
   result.output = Tensor<Scalar>(output);
   attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
-                           &options.past_len},
+                           &options.past_len, options.box},
          rules, options.executor, options.workspace);
   return result;
 }
@@ -142,7 +144,8 @@ auto head_result(const char* where, const Q& query, const K& key, const V& value
   const auto q = as_tensor(q_argument.view());
   const auto k = as_tensor(k_argument.view());
   const auto v = as_tensor(v_argument.view());
-  const CallExtent call = check_attention<Scalar>(where, q, k, v, rules, options.past_len).first;
+  const CallExtent call =
+      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
   using Acc = accumulator_t<Scalar>;
   check_count(where, "output", {1, 1, call.query_len, v.size(3)}, sizeof(Scalar));
   if (options.need_weights) {
@@ -154,7 +157,7 @@ auto head_result(const char* where, const Q& query, const K& key, const V& value
   if (options.need_lse) result.lse.resize(call.query_len);
   attend(BatchTask<Scalar>{q, k, v, as_tensor(matrix_view(result.output)),
                            as_tensor(matrix_view(result.weights)),
-                           as_tensor(matrix_view(result.lse)), &options.past_len},
+                           as_tensor(matrix_view(result.lse)), &options.past_len, options.box},
          rules, options.executor, options.workspace);
   return result;
 }
@@ -174,10 +177,10 @@ template <TensorLike Q, TensorLike K, TensorLike V>
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
   (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
-                                        options.past_len, detail::Memory::unused);
+                                        options.past_len, options.box, detail::Memory::unused);
   using Acc = accumulator_t<Scalar>;
   if constexpr (detail::has_kernels<Acc>) {
-    const detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}};
+    const detail::BatchTask<Scalar> call{q, k, v, {}, {}, {}, nullptr, options.box};
     return kernels::plan_of<Scalar, Acc>(call, options.executor).bytes();
   }
   return 0;
@@ -206,10 +209,10 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
   const auto [call, ranges] =
-      detail::check_attention<Scalar>("attention_into", q, k, v, rules, how.past_len);
+      detail::check_attention<Scalar>("attention_into", q, k, v, rules, how.past_len, how.box);
   detail::check_outputs(call, ranges, outputs, q, k, v);
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
-                                           &how.past_len},
+                                           &how.past_len, how.box},
                  rules, how.executor, how.workspace);
 }
 

@@ -19,7 +19,7 @@
 #include "mha/internal/call/batch_gradient.hpp"
 #include "mha/internal/support/argument.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// What attention_backward() returns: gradients, each of the shape of what it belongs to.
 template <class Scalar>
@@ -82,8 +82,8 @@ struct BackwardRanges {
 template <class Scalar, class RuleSet>
 BackwardRanges check_backward(const char* where, const BackwardViews<Scalar>& x,
                               const RuleSet& rules, const AttentionOptions& options) {
-  const auto [call, inputs] =
-      check_attention<Scalar>(where, x.query, x.key, x.value, rules, options.past_len);
+  const auto [call, inputs] = check_attention<Scalar>(
+      where, x.query, x.key, x.value, rules, options.past_len, options.box, Memory::needed, true);
   const std::array<Index, 4> out{call.batch, call.num_heads, call.query_len, x.value.size(3)};
   BackwardRanges ranges;
   ranges.inputs = inputs;
@@ -134,8 +134,8 @@ template <class Scalar, class RuleSet>
 void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
                    const BackwardViews<Scalar>& x, const RuleSet& rules,
                    const AttentionOptions& options) {
-  const BatchTask<Scalar> task{x.query, x.key,         x.value,          x.forward.output,
-                               {},      x.forward.lse, &options.past_len};
+  const BatchTask<Scalar> task{x.query, x.key,         x.value,           x.forward.output,
+                               {},      x.forward.lse, &options.past_len, options.box};
   backward(
       BatchGradient<Scalar>{task, x.grad_output, gradients.query, gradients.key, gradients.value},
       rules, options.executor, options.workspace);

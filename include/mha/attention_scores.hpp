@@ -9,7 +9,7 @@
 #include "mha/attention.hpp"
 #include "mha/reference/score.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 enum class ScoreStage {
   scaled,    ///< scale * query * key^T
@@ -21,6 +21,7 @@ enum class ScoreStage {
 struct AttentionScoresOptions {
   ScoreStage stage = ScoreStage::modified;  ///< which matrix to return
   IndexList past_len{};                     ///< as in AttentionOptions
+  Box box{};                                ///< as in AttentionOptions
 };
 
 namespace detail {
@@ -64,10 +65,11 @@ template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
   decltype(auto) rules = detail::as_rules(given.rule());
   const ScoreStage stage = given.options().stage;
   const IndexList& past_len = given.options().past_len;
+  const Box& box = given.options().box;
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const CallExtent call =
-      detail::check_attention<Scalar>("attention_scores", q, k, k, rules, past_len).first;
+      detail::check_attention<Scalar>("attention_scores", q, k, k, rules, past_len, box).first;
   detail::require(
       stage == ScoreStage::scaled || stage == ScoreStage::capped || stage == ScoreStage::modified,
       "attention_scores: stage must be one of ScoreStage's, got ", static_cast<int>(stage));
@@ -76,10 +78,13 @@ template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
   Tensor<Acc> scores({call.batch, call.num_heads, call.query_len, call.kv_len});
   const Index group_size = call.num_heads == 0 ? 1 : call.num_heads / k.size(1);
   for (Index b = 0; b < call.batch; ++b) {
-    const Extent sizes{call.num_heads, call.query_len, call.kv_len, past_len[b]};
+    const Extent sizes =
+        detail::extent_of(box, call.num_heads, call.query_len, call.kv_len, past_len[b]);
+    const Index whole_b = box.first_batch + b;
     for (Index h = 0; h < call.num_heads; ++h) {
       const reference::Score<Acc, Scalar, std::remove_cvref_t<decltype(rules)>> score(
-          rules, rules.placed(sizes, b, h), b, h, q.matrix(b, h), k.matrix(b, h / group_size));
+          rules, rules.placed(sizes, whole_b, box.first_head + h), whole_b, box.first_head + h,
+          q.matrix(b, h), k.matrix(b, h / group_size));
       detail::write_scores(score, stage, scores.view().matrix(b, h));
     }
   }

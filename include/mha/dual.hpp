@@ -15,7 +15,7 @@
 #include <cmath>
 #include <type_traits>
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 template <class T>
 struct Dual {

@@ -25,7 +25,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// A call f(k) without its type: what a pool's parallel_for is given.
 class TaskFunction {

@@ -15,7 +15,7 @@
 
 #include "mha/internal/support/checks.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// What gradient_check() found.
 struct GradientCheck {

@@ -17,6 +17,7 @@
 //                              lanes.hpp: score modifiers over sixteen scores at a time;
 //                              dropout.hpp: dropout of attention weights, in training
 //     attention.hpp            scaled_dot_product_attention, attention
+//     partial.hpp              attention_partial: over a part of the keys, to be joined with others
 //     attention_scores.hpp     attention_scores: what the softmax sees
 //     attention_gradient.hpp   the backward pass of attention; reference/backward.hpp: its formulas
 //     softmax.hpp              the running softmax, merge
@@ -42,6 +43,7 @@
 #include "mha/gradient_check.hpp"
 #include "mha/instruction_set.hpp"
 #include "mha/multi_head.hpp"
+#include "mha/partial.hpp"
 #include "mha/projection.hpp"
 #include "mha/rotary.hpp"
 #include "mha/rules/dropout.hpp"

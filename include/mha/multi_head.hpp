@@ -22,7 +22,7 @@
 #include "mha/projection.hpp"
 #include "mha/score.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 

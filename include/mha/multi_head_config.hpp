@@ -15,7 +15,7 @@
 #include "mha/rotary.hpp"
 #include "mha/workspace.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// The sizes and options of a layer. 0 means the default named beside it.
 struct MultiHeadConfig {

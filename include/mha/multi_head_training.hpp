@@ -14,7 +14,7 @@
 #include "mha/internal/layer/check.hpp"
 #include "mha/internal/layer/memory.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 template <class Layer>

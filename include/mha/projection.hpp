@@ -15,7 +15,7 @@
 #include "mha/internal/projection/call.hpp"
 #include "mha/internal/support/argument.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// What a call of a Projection may be told.
 struct ProjectionOptions {

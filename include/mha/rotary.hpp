@@ -21,7 +21,7 @@
 #include "mha/internal/support/checks.hpp"
 #include "mha/internal/support/saturate.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 enum class RotaryPairs { half = 1, interleaved = 2 };
 

@@ -15,7 +15,7 @@
 #include "mha/internal/support/checks.hpp"
 #include "mha/internal/support/floating.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 namespace detail {
 
 /// The larger; `a` if the two are unordered.

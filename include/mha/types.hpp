@@ -20,7 +20,7 @@
 
 #include "mha/internal/support/sizes.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 using Eigen::Index;
 

@@ -17,7 +17,7 @@
     (MHA_VERSION_MINOR > (minor) ||               \
      (MHA_VERSION_MINOR == (minor) && MHA_VERSION_PATCH >= (patch)))))
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 inline constexpr int kVersionMajor = MHA_VERSION_MAJOR;
 inline constexpr int kVersionMinor = MHA_VERSION_MINOR;

@@ -21,7 +21,7 @@
 
 #include "mha/internal/support/error.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 class Workspace {
  public:

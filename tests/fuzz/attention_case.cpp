@@ -35,7 +35,11 @@ class AttentionCase : public AttentionInputs<Scalar> {
     if ((laws & 8) != 0) cut_queries(bytes);
     if ((laws & 16) != 0) poisoned_behind_masks();
     if ((laws & 32) != 0) as_matrices();
-    if ((laws & 64) != 0) over_query();
+    if ((laws & 128) != 0) {
+      in_box(bytes);
+      in_parts(bytes);
+    }
+    if ((laws & 64) != 0) over_query();  // the last one: the query is gone then
   }
 
  private:
@@ -45,7 +49,7 @@ class AttentionCase : public AttentionInputs<Scalar> {
   }
 
   /// The box of the call, computed into `out`.
-  void call(const AttentionOutputs<Scalar>& out, const Box& box, AttentionOptions options,
+  void call(const AttentionOutputs<Scalar>& out, const Shift& box, AttentionOptions options,
             Index batch = -1) const {
     const auto& s = this->shape;
     if (batch < 0) batch = s.batch - box.first_batch;
@@ -141,6 +145,61 @@ class AttentionCase : public AttentionInputs<Scalar> {
     Tensor<Scalar> again = plain_output(s.batch, s.query_len);
     call({again.view()}, {}, {});
     compare_bits("poison behind masks", again.view(), output.view());
+  }
+
+  /// Some sequences, heads and queries, called with the rule of the whole and told where they lie.
+  void in_box(Bytes& bytes) const {
+    const auto& s = this->shape;
+    if (s.batch == 0 || s.kv_heads == 0 || s.query_len == 0) return;
+    const Index b = bytes.pick(s.batch), kv_head = bytes.pick(s.kv_heads);
+    const Index first = bytes.pick(s.query_len);
+    const Index count = bytes.between(1, s.query_len - first);
+    const Index group = s.num_heads / s.kv_heads;
+    const auto part = [&](auto view, Index head, Index heads, Index token, Index tokens) {
+      view = part_of(view, b, 1, token, tokens);
+      if (tokens > 0) view.data += head * view.strides[1];
+      view.sizes[1] = heads;
+      return view;
+    };
+    AttentionOptions options;
+    options.box = {.first_batch = b,
+                   .first_head = kv_head * group,
+                   .first_query = first,
+                   .batch = s.batch,
+                   .num_heads = s.num_heads,
+                   .query_len = s.query_len};
+    options.past_len = this->rule.past_len();
+    if (options.past_len.size() > 1) options.past_len = options.past_len[b];
+    const auto q = part(this->query.view(), kv_head * group, group, first, count);
+    const auto k = part(this->key.view(), kv_head, 1, 0, s.kv_len);
+    const auto v = part(this->value.view(), kv_head, 1, 0, s.kv_len);
+    Tensor<Scalar> again({1, group, count, s.value_dim});
+    with_rule_of<Scalar>(this->rule, {}, [&](const auto& rules) {
+      attention_into(again.view(), q, k, v, rules, options);
+    });
+    compare_bits("a box of the call", again.view(),
+                 part(output.view(), kv_head * group, group, first, count));
+  }
+
+  /// The keys in two parts, cut at a chunk, the second one first.
+  void in_parts(Bytes& bytes) const {
+    if constexpr (kKernelScalar) {
+      const auto& s = this->shape;
+      const Index cut = 1024 * bytes.pick(s.kv_len / 1024 + 1);
+      with_rule_of<Scalar>(this->rule, {}, [&](const auto& rules) {
+        const auto part = [&](Index first, Index count) {
+          AttentionOptions options;
+          options.past_len = this->rule.past_len();
+          options.box = {.first_key = first, .kv_len = s.kv_len};
+          return attention_partial(
+              this->query.view(), part_of(this->key.view(), 0, s.batch, first, count),
+              part_of(this->value.view(), 0, s.batch, first, count), rules, options);
+        };
+        auto all = part(cut, s.kv_len - cut);
+        if (cut > 0) all.join(part(0, cut));
+        compare_bits("the keys in two parts", tensor_view(all.finish().output), output.view());
+      });
+    }
   }
 
   /// In place: the output written over the query, which is gone then.

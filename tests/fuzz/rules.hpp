@@ -18,7 +18,7 @@ namespace mha::fuzz {
 
 /// The part of a call that rules are made for: sequences from first_batch on, queries from
 /// first_query to the end.
-struct Box {
+struct Shift {
   Index first_batch = 0;
   Index first_query = 0;
 };
@@ -98,10 +98,10 @@ struct RuleData {
   /// Causal rule, window, lengths (and mask_mod) are joined by | with keep, blocks and documents.
   bool has_either = false;
 
-  test::Slots slots(const Box& box = {}) const { return {slot_rows, slot_keys, box.first_query}; }
+  test::Slots slots(const Shift& box = {}) const { return {slot_rows, slot_keys, box.first_query}; }
   bool past_len_is_list = false;
   /// As the call's option says it, for a box of the call; empty where it is said otherwise.
-  IndexList past_len(const Box& box = {}) const {
+  IndexList past_len(const Shift& box = {}) const {
     if (place != Place::past_len || box.first_query != 0 || offsets.empty()) return {};
     if (!past_len_is_list) return offsets[0];
     return std::vector<Index>(offsets.begin() + box.first_batch, offsets.end());
@@ -509,7 +509,7 @@ inline PlainRule plain_rule(const RuleData& r, const Arithmetic& with) {
 template <class T>
 class TypedGrid {
  public:
-  TypedGrid(const DrawnGrid& grid, const RuleData& r, const Box& box)
+  TypedGrid(const DrawnGrid& grid, const RuleData& r, const Shift& box)
       : numbers_(static_cast<Index>(grid.numbers.size())), view_(numbers_.data(), grid.sizes) {
     for (Index k = 0; k < numbers_.size(); ++k) {
       numbers_(k) = static_cast<T>(grid.numbers[static_cast<std::size_t>(k)]);
@@ -552,7 +552,7 @@ struct LearnedGradients {
 template <class T>
 class RuleParts {
  public:
-  RuleParts(const RuleData& data, const Box& part)
+  RuleParts(const RuleData& data, const Shift& part)
       : r(data),
         box(part),
         allowed(data.keep, data, part),
@@ -612,7 +612,7 @@ class RuleParts {
 
  private:
   /// Blocks count rows within the call: where it begins later, each query is a block.
-  static DrawnGrid block_grid(const RuleData& data, const Box& part) {
+  static DrawnGrid block_grid(const RuleData& data, const Shift& part) {
     if (!data.has_blocks || part.first_query == 0) return data.blocks;
     DrawnGrid grid;
     grid.sizes = data.blocks.sizes;
@@ -644,7 +644,7 @@ class RuleParts {
   }
 
   const RuleData& r;
-  const Box box;
+  const Shift box;
   std::vector<Index> places = r.offsets;
   const TypedGrid<bool> allowed;
   const TypedGrid<T> bias1;
@@ -677,13 +677,13 @@ void with_few_rules(const RuleParts<T>& p, Index set, const F& f) {
   }
 }
 template <class T, class F>
-void with_few_rules(const RuleData& r, const Box& box, const F& f) {
+void with_few_rules(const RuleData& r, const Shift& box, const F& f) {
   with_few_rules(RuleParts<T>(r, box), r.set, f);
 }
 
 /// Calls f(rule) with any of the combinations.
 template <class T, class F>
-void with_rule(const RuleData& r, const Box& box, const F& f,
+void with_rule(const RuleData& r, const Shift& box, const F& f,
                LearnedGradients<T>* learned = nullptr) {
   const RuleParts<T> p(r, box);
   switch (r.set) {
@@ -752,7 +752,7 @@ Index draw_rule_set(Bytes& bytes, bool learned = false) {
   return byte % (kRuleSets + (learned ? 1 : 0));
 }
 template <class Scalar, class F>
-void with_rule_of(const RuleData& r, const Box& box, const F& f,
+void with_rule_of(const RuleData& r, const Shift& box, const F& f,
                   [[maybe_unused]] LearnedGradients<accumulator_t<Scalar>>* learned = nullptr) {
   using Acc = accumulator_t<Scalar>;
   if constexpr (has_all_rules<Scalar>) {

@@ -29,7 +29,7 @@
 #include <utility>
 #include <vector>
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 
 /// Element type of a tensor in the file ("F64" … "U8", "BOOL"). 8-bit floats are not supported.
 enum class DType { f64, f32, f16, bf16, i64, i32, i16, i8, u64, u32, u16, u8, boolean };

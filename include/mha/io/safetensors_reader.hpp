@@ -22,7 +22,7 @@
 #include <utility>
 #include <vector>
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 
 /// One tensor of a file.
 struct TensorInfo {

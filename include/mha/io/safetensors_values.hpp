@@ -17,7 +17,7 @@
 #include <string>
 #include <type_traits>
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 
 static_assert(std::endian::native == std::endian::little,
               "mha/io/safetensors.hpp copies little-endian data as they are and needs such a CPU");

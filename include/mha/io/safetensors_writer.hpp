@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 
 /// Collects tensors and metadata, then writes them as one safetensors file.
 ///     mha::io::SafetensorsWriter writer;

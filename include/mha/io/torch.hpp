@@ -21,7 +21,7 @@
 #include <string>
 #include <vector>
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 
 /// How the three input projections are stored.
 enum class TorchWeights {

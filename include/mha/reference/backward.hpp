@@ -22,7 +22,7 @@
 #include "mha/reference/extra_keys.hpp"
 #include "mha/reference/score.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// The backward pass of one query head of one sequence.
 template <class In, class Acc = accumulator_t<In>>
@@ -83,11 +83,12 @@ void find_pairs(const Score<Acc, In, RuleSet>& score, Index i, const Acc& lse, c
 
 /// dP and dV of row i. Returns delta, which is also what a sink's weight would have gained.
 template <class Acc, class In, class RuleSet>
-Acc grad_of_values(const RuleSet& rules, Index b, Index h, Index i,
+Acc grad_of_values(const RuleSet& rules, const Extent& extent, Index b, Index h, Index i,
                    const HeadGradientTask<In, Acc>& task, std::vector<GradientPair<Acc>>& pairs) {
   Acc delta(0);
   for (GradientPair<Acc>& pair : pairs) {
-    const Acc kept = dropout_factor<Acc>(rules, b, h, i, pair.j);
+    const Acc kept =
+        dropout_factor<Acc>(rules, b, h, extent.first_query + i, extent.first_key + pair.j);
     const bool extra = pair.j == task.key.rows;
     for (Index c = 0; c < task.value.cols; ++c) {
       const Acc grad_output(kept * detail::convert<Acc>(task.grad_output(i, c)));
@@ -111,10 +112,10 @@ void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
   std::vector<GradientPair<Acc>> pairs;
   std::vector<Acc> grad_query(static_cast<std::size_t>(task.query.cols));
 
-  for (Index i = 0; i < extent.query_len; ++i) {
+  for (Index i = 0; i < task.query.rows; ++i) {
     const Acc lse = task.lse(i, 0);
     find_pairs(score, i, lse, task.extra.key, task.key.rows, pairs);
-    const Acc delta = grad_of_values(rules, b, h, i, task, pairs);
+    const Acc delta = grad_of_values(rules, extent, b, h, i, task, pairs);
     // dS, ds, dQ, dK.
     grad_query.assign(grad_query.size(), Acc(0));
     for (const GradientPair<Acc>& pair : pairs) {

@@ -9,7 +9,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 template <class Acc>
 struct ExtraKeys {

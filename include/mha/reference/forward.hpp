@@ -20,7 +20,7 @@
 #include "mha/reference/score.hpp"
 #include "mha/softmax.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// One head of one sequence: what is read, and where the results go. A null `weights.data` or
 /// `lse.data` means that it is not wanted.
@@ -34,13 +34,16 @@ struct HeadTask {
   MatrixView<Acc> lse;         ///< query_len x 1
   ExtraKeys<Acc> extra{};
   MatrixView<Acc> extra_weights{};  ///< query_len x extra.count()
+  /// query_len x 3, if rows are not to be ended (partial.hpp): row_max, row_sum, and 1 if any key is allowed.
+  /// The output is then the sum of e^(score - row_max) value. Only the kernels do this.
+  MatrixView<Acc> state{};
 };
 
 namespace reference {
 
 /// The weights after dropout: themselves without, else in `copy`.
 template <class Acc, class RuleSet>
-const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
+const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i, Index first_key,
                                 const std::vector<Index>& keys, const std::vector<Acc>& weights,
                                 std::vector<Acc>& copy) {
   if constexpr (!RuleSet::kHasDropout) {
@@ -51,7 +54,7 @@ const std::vector<Acc>& dropped(const RuleSet& rules, Index b, Index h, Index i,
     const auto scale = dropout.template dropout_scale<Acc>();
     copy = weights;
     for (std::size_t k = 0; k < keys.size(); ++k) {
-      copy[k] = dropout.keeps(row, keys[k]) ? Acc(copy[k] * scale) : Acc(0);
+      copy[k] = dropout.keeps(row, first_key + keys[k]) ? Acc(copy[k] * scale) : Acc(0);
     }
     return copy;
   }
@@ -84,7 +87,7 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
             const HeadTask<In, Out, Acc>& task) {
   const Extent extent = rules.placed(call_extent, b, h);
   const Score<Acc, In, RuleSet> score(rules, extent, b, h, task.query, task.key);
-  const Index kv_len = extent.kv_len;
+  const Index kv_len = task.key.rows;
   const auto value = [&](Index j, Index c) {
     if (j < kv_len) return detail::convert<Acc>(task.value(j, c));
     return j == kv_len ? task.extra.value[c] : Acc(0);
@@ -95,7 +98,7 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
   std::vector<Acc> weights;    // ... and their scores, then weights
   std::vector<Acc> after_dropout;
 
-  for (Index i = 0; i < extent.query_len; ++i) {
+  for (Index i = 0; i < task.query.rows; ++i) {
     allowed.clear();
     weights.clear();
     const KeyRange range = score.keys(i);
@@ -117,7 +120,8 @@ void attend(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
     if (!softmax(weights, has_sink ? &*sink : nullptr, lse)) detail::set_minus_infinity(lse);
 
     // The weighted sum of the values; nothing allowed gives exactly 0.
-    const std::vector<Acc>& kept = dropped(rules, b, h, i, allowed, weights, after_dropout);
+    const std::vector<Acc>& kept = dropped(rules, b, h, score.whole_query(i), extent.first_key,
+                                           allowed, weights, after_dropout);
     for (Index c = 0; c < task.value.cols; ++c) {
       Acc sum(0);
       for (std::size_t k = 0; k < allowed.size(); ++k) {

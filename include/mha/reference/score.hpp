@@ -12,9 +12,9 @@
 #include "mha/internal/support/floating.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha::reference {
+namespace mha::inline MHA_ABI::reference {
 
-/// Of one head of one sequence.
+/// Of one head of one sequence. Rows are counted from the first at hand.
 template <class Acc, class In, class RuleSet>
 class Score {
  public:
@@ -30,8 +30,15 @@ class Score {
         softcap_(rules.template softcap<Acc>()) {}
 
   const Acc& scale() const { return scale_; }
-  /// Keys that row i may attend to lie in this range.
-  KeyRange keys(Index i) const { return rules_.keys(extent_, b_, h_, i); }
+  /// Keys at hand that row i may attend to lie in this range.
+  KeyRange keys(Index i) const {
+    const KeyRange whole = rules_.keys(extent_, b_, h_, whole_query(i));
+    return intersect({whole.begin - extent_.first_key, whole.end - extent_.first_key},
+                     {0, key_.rows});
+  }
+  /// As rules count them.
+  Index whole_query(Index i) const { return extent_.first_query + i; }
+  Index whole_key(Index j) const { return extent_.first_key + j; }
 
   /// scale * q_i . k_j
   Acc scaled(Index i, Index j) const {
@@ -56,14 +63,14 @@ class Score {
   }
   /// What biases and modifiers make of a capped score. False: the pair is masked.
   bool modified(Index i, Index j, const Acc& s, Acc& score) const {
-    if (!rules_.allowed(extent_, b_, h_, i, j)) return false;
-    score = rules_.score(s, extent_, b_, h_, i, j);
+    if (!rules_.allowed(extent_, b_, h_, whole_query(i), whole_key(j))) return false;
+    score = rules_.score(s, extent_, b_, h_, whole_query(i), whole_key(j));
     return !rules_.kScoreMayMask || !detail::is_minus_infinity(score);
   }
 
   /// The gradient of a capped score, given that of the modified one.
   Acc modified_gradient(Index i, Index j, const Acc& s, const Acc& grad) const {
-    return rules_.score_gradient(s, grad, extent_, b_, h_, i, j);
+    return rules_.score_gradient(s, grad, extent_, b_, h_, whole_query(i), whole_key(j));
   }
   /// The gradient of scale * q_i . k_j, given that of the capped score s.
   Acc capped_gradient(const Acc& s, const Acc& grad) const {

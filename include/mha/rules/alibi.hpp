@@ -11,7 +11,7 @@
 #include "mha/internal/support/saturate.hpp"
 #include "mha/rules/per_head.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 

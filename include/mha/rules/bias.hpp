@@ -11,7 +11,7 @@
 #include "mha/rules/combine.hpp"
 #include "mha/rules/grid.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// bias(m).
 template <class T>

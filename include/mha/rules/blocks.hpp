@@ -13,7 +13,7 @@
 
 #include "mha/rules/grid.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// blocks(m, block_queries, block_keys).
 class Blocks : public Rule {

@@ -10,7 +10,7 @@
 #include "mha/rules/combine.hpp"
 #include "mha/rules/grid.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// keep(m) and ignore(m).
 template <bool kTrueMeansAttend>

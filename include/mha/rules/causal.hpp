@@ -11,7 +11,7 @@
 #include "mha/internal/support/saturate.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// j <= i + offset, with three ways to say the offset.
 class Causal : public Rule {

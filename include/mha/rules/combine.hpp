@@ -17,7 +17,7 @@
 #include "mha/rules/rule.hpp"
 #include "mha/types.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// Several rules as one: every one must allow; score modifiers apply in the order written.
 /// Made by `a & b`; `Rules<>` allows everything. Parts may be references.

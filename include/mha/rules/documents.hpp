@@ -18,7 +18,7 @@
 #include "mha/internal/support/saturate.hpp"
 #include "mha/types.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// documents(ids).
 class Documents : public Rule {

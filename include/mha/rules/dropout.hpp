@@ -16,7 +16,7 @@
 
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// The dropout of a query row: asked key by key.
 struct DropoutRow {

@@ -20,7 +20,7 @@
 
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// a | b. A and B are Rules.
 template <class A, class B>

@@ -15,7 +15,7 @@
 #include "mha/internal/support/checks.hpp"
 #include "mha/rules/rule.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 

@@ -5,7 +5,7 @@
 
 #include "mha/rules/either.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// What a rule's type counts as where two calls must have the same: without const and references, and
 /// without the collecting of a gradient, which rules name by a member type `Plain`.

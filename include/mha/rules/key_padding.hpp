@@ -10,7 +10,7 @@
 
 #include "mha/rules/grid.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// key_padding(m).
 class KeyPadding : public Rule {

@@ -15,7 +15,7 @@
 #include <concepts>
 #include <type_traits>
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 #if defined(__GNUC__)
 #define MHA_LANES_INLINE [[gnu::always_inline]] inline

@@ -10,7 +10,7 @@
 #include "mha/index_list.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// Key rows n[b] and later are padding.
 class Lengths : public Rule {

@@ -10,7 +10,7 @@
 #include "mha/internal/support/checks.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// mask_mod(f).
 template <class F>

@@ -8,7 +8,7 @@
 #include "mha/internal/support/floating.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 

@@ -46,14 +46,31 @@
 #include "mha/internal/support/floating.hpp"
 #include "mha/types.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
-/// The size of one sequence, and where its queries stand among its keys.
+/// Where the tensors of a call lie in a larger problem of which they are a part (a shard): some of its
+/// sequences, heads, queries or keys. Rules, ALiBi and dropout then count as the whole does, masks, biases and
+/// slopes have its sizes, and the sums keep its order.
+struct Box {
+  Index first_batch = 0;
+  Index first_head = 0;  ///< of the query's
+  Index first_query = 0;
+  Index first_key = 0;  ///< a multiple of 1024
+  // Of the whole; 0 = it ends where the part does.
+  Index batch = 0;
+  Index num_heads = 0;
+  Index query_len = 0;
+  Index kv_len = 0;
+};
+
+/// The size of one sequence, and where its queries stand among its keys. What is at hand may be a part of it.
 struct Extent {
   Index num_heads = 1;
   Index query_len = 0;
   Index kv_len = 0;
-  Index past_len = 0;  ///< leading keys that come from a cache
+  Index past_len = 0;     ///< leading keys that come from a cache
+  Index first_query = 0;  ///< of the part at hand, see Box; rules are asked about rows of the whole
+  Index first_key = 0;
   // Filled in by Rules::placed:
   Index offset = 0;        ///< query row i stands at key position i + offset
   double alibi_slope = 0;  ///< of the head at hand, by the paper's rule

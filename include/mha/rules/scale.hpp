@@ -9,7 +9,7 @@
 
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 template <class T>
 struct Scale : Rule {

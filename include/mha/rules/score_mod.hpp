@@ -12,7 +12,7 @@
 #include "mha/rules/combine.hpp"
 #include "mha/rules/lanes.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 namespace detail {
 

@@ -10,7 +10,7 @@
 #include "mha/internal/support/floating.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 template <class T>
 struct Softcap : Rule {

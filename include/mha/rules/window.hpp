@@ -8,7 +8,7 @@
 #include "mha/internal/support/saturate.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 /// p - left <= j <= p + right, where p = i + offset is the query's position: the offset of the
 /// causal rule or query_offset() that the window is combined with, else the number of cached keys.

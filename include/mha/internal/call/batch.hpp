@@ -12,7 +12,7 @@
 #include "mha/reference/forward.hpp"
 #include "mha/rules/combine.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Where one sequence lies among the rows.
 struct Segment {
@@ -21,6 +21,17 @@ struct Segment {
   Index key_row = 0;
   Index kv_len = 0;
 };
+
+/// The extent of the whole problem of which these sizes are a part.
+inline Extent extent_of(const Box& box, Index num_heads, Index query_len, Index kv_len,
+                        Index past_len) {
+  return {std::max(box.num_heads, box.first_head + num_heads),
+          std::max(box.query_len, box.first_query + query_len),
+          std::max(box.kv_len, box.first_key + kv_len),
+          past_len,
+          box.first_query,
+          box.first_key};
+}
 
 /// A whole call, checked: its tensors, and how one head of one sequence is cut out of them.
 template <class In, class Out = In, class Acc = accumulator_t<In>>
@@ -32,11 +43,14 @@ struct BatchTask {
   TensorView<Acc> weights;
   TensorView<Acc> lse;
   const IndexList* past_len = nullptr;  ///< of the call's options; null = 0
+  Box box{};                            ///< where the call lies in a larger problem
   /// Null: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of all
   /// num_segments sequences; weights has one per sequence.
   const Segment* segments = nullptr;
   Index num_segments = 0;
   ExtraKeys<Acc> extra{};  ///< of all key heads, one behind the other
+  TensorView<Acc>
+      state{};  ///< if not null, rows are left as they are before their end, see HeadTask
 
   Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
   /// Of the longest sequence.
@@ -46,9 +60,11 @@ struct BatchTask {
     if (segments == nullptr) return {0, query.size(2), 0, key.size(2)};
     return segments[b];
   }
+  /// Of the whole problem.
   Extent extent(Index b) const {
     const Segment s = segment(b);
-    return {query.size(1), s.query_len, s.kv_len, past_len == nullptr ? 0 : (*past_len)[b]};
+    return extent_of(box, query.size(1), s.query_len, s.kv_len,
+                     past_len == nullptr ? 0 : (*past_len)[b]);
   }
   HeadTask<In, Out, Acc> head(Index b, Index h) const {
     const Segment s = segment(b);
@@ -65,6 +81,7 @@ struct BatchTask {
       task.extra_weights = all.block(0, all.cols - extra.count(), s.query_len, extra.count());
     }
     task.extra = extra_of(kv_head);
+    if (state.data != nullptr) task.state = state.matrix(entry, h);
     if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     return task;
   }
@@ -101,7 +118,8 @@ void attend_plainly(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
     const Index b = k / num_heads;
     const Index h = k % num_heads;
     const HeadTask<In, Out, Acc> task = call.head(b, h);
-    reference::attend(rules, call.extent(b), b, h, task);
+    reference::attend(rules, call.extent(b), call.box.first_batch + b, call.box.first_head + h,
+                      task);
   });
 }
 
@@ -133,7 +151,7 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
 }  // namespace mha::detail
 
 #if defined(MHA_COMPILED_TEMPLATE)
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 #define MHA_COMPILED_COMPUTE(T)                                                            \
   MHA_COMPILED_TEMPLATE void compute<T, T, T>(const mha::detail::BatchTask<T>&,            \
                                               const RuleCalls<T>&, Target, const Plan<T>&, \
@@ -144,7 +162,7 @@ MHA_COMPILED_COMPUTE(double)
 }  // namespace mha::kernels
 #endif
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Where the inputs of a call lie.
 struct InputRanges {
@@ -204,27 +222,62 @@ std::pair<CallExtent, InputRanges> check_inputs(const char* where,
     refuse_inputs(where, query.sizes, key.sizes, value.sizes);
   }
   check_past_count(where, past_len, query.size(0));
-  for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], key.size(2));
   return {{where, query.size(0), query.size(1), query.size(2), key.size(2), false}, ranges};
+}
+
+/// A call of these sizes fits where it is said to lie in a larger problem.
+/// @param aligned_queries  its first query is one of a chunk too
+MHA_COLD inline void check_box(const CallExtent& call, const Box& box, bool aligned_queries) {
+  struct Axis {
+    const char* name;
+    const char* whole_name;
+    Index first, size, whole, multiple;
+  };
+  const Index chunk = kernels::kKeyChunk;
+  for (const Axis& axis :
+       {Axis{"first_batch", "batch", box.first_batch, call.batch, box.batch, 1},
+        Axis{"first_head", "num_heads", box.first_head, call.num_heads, box.num_heads, 1},
+        Axis{"first_query", "query_len", box.first_query, call.query_len, box.query_len,
+             aligned_queries ? chunk : 1},
+        Axis{"first_key", "kv_len", box.first_key, call.kv_len, box.kv_len, chunk}}) {
+    require(axis.first >= 0 && axis.first <= kMaxSize - axis.size, call.where, ": box.", axis.name,
+            " must lie between 0 and ", kMaxSize - axis.size, ", got ", axis.first);
+    require(axis.first % axis.multiple == 0, call.where, ": box.", axis.name,
+            " must be a multiple of ", axis.multiple, ", got ", axis.first);
+    require(axis.whole == 0 || (axis.whole >= axis.first + axis.size && axis.whole <= kMaxSize),
+            call.where, ": box.", axis.whole_name, " must be 0 or lie between ",
+            axis.first + axis.size, ", where the part ends, and ", kMaxSize, ", got ", axis.whole);
+  }
+}
+
+/// The call of which `part` is one.
+inline CallExtent whole_of(const CallExtent& part, const Box& box) {
+  const Extent whole = extent_of(box, part.num_heads, part.query_len, part.kv_len, 0);
+  return {part.where,      std::max(box.batch, box.first_batch + part.batch),
+          whole.num_heads, whole.query_len,
+          whole.kv_len,    part.ragged};
 }
 
 /// The checks of every entry over tensors. Nothing has been written when they throw.
 /// @param memory  unused: only sizes count, data may be null
+/// @return the sizes of the part at hand
 template <class Scalar, class RuleSet>
-std::pair<CallExtent, InputRanges> check_attention(const char* where,
-                                                   const TensorView<const Scalar>& query,
-                                                   const TensorView<const Scalar>& key,
-                                                   const TensorView<const Scalar>& value,
-                                                   const RuleSet& rules, const IndexList& past_len,
-                                                   Memory memory = Memory::needed) {
+std::pair<CallExtent, InputRanges> check_attention(
+    const char* where, const TensorView<const Scalar>& query, const TensorView<const Scalar>& key,
+    const TensorView<const Scalar>& value, const RuleSet& rules, const IndexList& past_len,
+    const Box& box = {}, Memory memory = Memory::needed, bool aligned_queries = false) {
   const auto checked = check_inputs(where, query, key, value, past_len, memory);
   const CallExtent& call = checked.first;
-  rules.template check<accumulator_t<Scalar>>(call);
+  check_box(call, box, aligned_queries);
+  const CallExtent whole = whole_of(call, box);
+  for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], whole.kv_len);
+  rules.template check<accumulator_t<Scalar>>(whole);
   const bool has_said = !past_len.empty();
   if (RuleSet::kPlaces + int{has_said} > 1) {
     for (Index b = 0; b < call.batch; ++b) {
-      rules.check_place(where, {call.num_heads, call.query_len, call.kv_len, past_len[b]}, b,
-                        has_said);
+      rules.check_place(where,
+                        extent_of(box, call.num_heads, call.query_len, call.kv_len, past_len[b]),
+                        box.first_batch + b, has_said);
     }
   }
   return checked;

@@ -9,7 +9,7 @@
 #include "mha/internal/kernels/gradient_walk.hpp"
 #include "mha/reference/backward.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// A whole backward pass, checked.
 template <class In, class Acc = accumulator_t<In>>
@@ -74,7 +74,8 @@ void backward_plainly(const BatchGradient<In, Acc>& call, const RuleSet& rules, 
   }
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
-    reference::backward<Acc>(rules, call.forward.extent(b), b, h,
+    reference::backward<Acc>(rules, call.forward.extent(b), call.forward.box.first_batch + b,
+                             call.forward.box.first_head + h,
                              call.head(b, h, key_view, value_view));
   }
   for (Index j = 0; j < key.rows; ++j) {
@@ -114,9 +115,7 @@ void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::Rule
   };
   for (Index g = 0; g < call.group_size(); ++g) {
     const Index h = kv_head * call.group_size() + g;
-    const Extent extent = call.forward.extent(b);
-    const kernels::Head<In, In, Acc> head{kernels, calls, calls.placed(calls.rules, extent, b, h),
-                                          b,       h,     call.forward.head(b, h)};
+    const auto head = kernels::make_head<In, In>(kernels, calls, call.forward, b, h);
     const HeadGradientTask<In, Acc> task = call.head(b, h, {}, {});
     memory.heads.start(g, memory.sums, join);
     kernels::GradientWalk<In, Acc>(head, task, gradient_calls, memory).run(memory.sums);

@@ -24,7 +24,7 @@
 #include "mha/rules/combine.hpp"
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// The type of a parameter for which there is no argument in this form: no braced list fits it.
 struct NoMore {

@@ -15,7 +15,7 @@
 #include "mha/internal/kernels/query_block.hpp"
 #include "mha/workspace.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Calls of at most this many queries are computed by FewRows: with fewer than five of sixteen lanes
 /// in use, lanes of keys are faster (measured at head_dim 64 and 128, 512 to 4096 keys).
@@ -99,8 +99,8 @@ struct Plan {
   Plan() = default;
   /// @param query_len, kv_len  the longest
   Plan(Index batch, Index num_heads, Index kv_heads, Index query_len, Index kv_len, Index head_dim,
-       Index value_dim, bool extra_key, bool converts, const Executor& executor)
-      : sizes{head_dim, value_dim, kv_len, extra_key, converts} {
+       Index value_dim, bool extra_key, bool converts, Index first_key, const Executor& executor)
+      : sizes{head_dim, value_dim, kv_len, extra_key, converts, first_key} {
     if (batch == 0 || num_heads == 0 || query_len == 0) return;
     const Index group_size = num_heads / kv_heads;
     few = query_len <= kFewQueries;
@@ -159,7 +159,7 @@ template <class In, class T, class Call>
 Plan<T> plan_of(const Call& call, const Executor& executor) {
   return Plan<T>(call.batch(), call.query.size(1), call.key.size(1), call.query_len(),
                  call.kv_len(), call.query.size(3), call.value.size(3), call.extra.key != nullptr,
-                 !std::is_same_v<In, T>, executor);
+                 !std::is_same_v<In, T>, call.box.first_key, executor);
 }
 
 /// A call, its plan and its memory.
@@ -200,7 +200,7 @@ class PlannedCall {
       with_task(k, worker, [&](auto& task) {
         for (Index c = 0; c < plan_.chunks; ++c) {
           if (!sees(task, c * kKeyChunk)) continue;
-          task.load(c, state(k * plan_.chunks + c));
+          task.load(c * kKeyChunk, state(k * plan_.chunks + c));
         }
         task.finish();
       });
@@ -209,8 +209,7 @@ class PlannedCall {
 
  private:
   Head<In, Out, T> head_at(Index b, Index h) const {
-    return {kernels_, calls_, calls_.placed(calls_.rules, call_.extent(b), b, h),
-            b,        h,      call_.head(b, h)};
+    return make_head<In, Out>(kernels_, calls_, call_, b, h);
   }
   Arena arena_of(Index worker) const {
     return Arena(memory_.of_worker(worker, plan_.bytes_per_worker));
@@ -254,7 +253,7 @@ class PlannedCall {
     const Index kv_head = k / plan_.parts % kv_heads_;
     const Index first = k % plan_.parts * plan_.heads_per_task;
     const Index heads = std::min(plan_.heads_per_task, group_size - first);
-    const Index query_len = call_.extent(b).query_len;
+    const Index query_len = call_.segment(b).query_len;
     if (query_len == 0) return;
     alignas(Head<In, Out, T>)
         std::byte raw[static_cast<std::size_t>(kFewRows) * sizeof(Head<In, Out, T>)];
@@ -279,7 +278,7 @@ class PlannedCall {
   };
   Start start_of(Index k) const {
     const Index b = k / (num_heads_ * plan_.parts);
-    const Index query_len = call_.extent(b).query_len;
+    const Index query_len = call_.segment(b).query_len;
     const QueryTiles<T> tiles(query_len);
     const Index rows = plan_.block * tiles.width;
     const Index row = (plan_.parts - 1 - k % plan_.parts) * rows;

@@ -12,7 +12,7 @@
 
 #include "mha/internal/kernels/tables.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Chunks of so many keys.
 constexpr Index chunks_of(Index kv_len) { return (kv_len + kKeyChunk - 1) / kKeyChunk; }

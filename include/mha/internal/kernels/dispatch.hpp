@@ -15,7 +15,7 @@
 #include "mha/internal/kernels/targets.hpp"
 #include "mha/internal/support/error.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Instruction sets, in rising order; `generic` is plain C++, for any compiler and processor.
 enum class Target {

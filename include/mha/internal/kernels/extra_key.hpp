@@ -7,7 +7,7 @@
 #include "mha/internal/kernels/head.hpp"
 #include "mha/internal/kernels/tile_memory.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// scores[l] = the score of a key for the queries of a panel.
 template <class T>

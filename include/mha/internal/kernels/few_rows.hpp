@@ -14,7 +14,7 @@
 #include "mha/internal/kernels/few_rows_scores.hpp"
 #include "mha/internal/kernels/join_rows.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 template <class In, class Out, class T>
 class FewRows : public FewRowsScores<In, Out, T> {
@@ -30,7 +30,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
 
   /// All keys of a chunk, into a fresh state.
   void run_chunk(Index chunk) {
-    start_chunk(chunk / kKeyChunk);
+    start_chunk(heads_[0].chunk_at(chunk));
     const Index first = std::max(chunk, begin_ - begin_ % kKeyTile);
     const Index stop = std::min(end_, chunk + kKeyChunk);
     for (Index tile = first; tile < stop; tile += kKeyTile) absorb(tile);
@@ -43,7 +43,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
     std::copy_n(at_.allowed, rows_, chunk.allowed);
   }
   void load(Index chunk, const ChunkState<T>& state) {
-    start_chunk(chunk);
+    start_chunk(heads_[0].chunk_at(chunk));
     copy_state(state.state, states_.now, rows_ * at_.wide, rows_);
     for (Index r = 0; r < rows_; ++r) at_.allowed[r] |= state.allowed[r];
   }
@@ -54,6 +54,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
       clear(states_.now);
       std::fill_n(states_.now.acc, rows_ * at_.wide, T(0));
     }
+    if (heads_[0].task.state.data != nullptr) return write_state();
     if (extra_.key != nullptr) join_extra_key();
     write_output();
   }
@@ -100,7 +101,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
     const Index from = std::max(tile, begin_);
     const Index to = std::min(tile + kKeyTile, end_);
     if (!wants(from, to)) return;
-    if (!states_.tree.in_chunk(tile / kKeyChunk)) start_chunk(tile / kKeyChunk);
+    if (!states_.tree.in_chunk(heads_[0].chunk_at(tile))) start_chunk(heads_[0].chunk_at(tile));
     score(from, to);
     kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, states_.now.row_max,
                                states_.now.row_sum, at_.correction);
@@ -183,6 +184,21 @@ class FewRows : public FewRowsScores<In, Out, T> {
       x.accumulate = true;
       x.fetch[0] = x.fetch[1] = x.a;
       kernels_.product(x);
+    }
+  }
+
+  /// The rows before their end.
+  void write_state() {
+    for (Index r = 0; r < rows_; ++r) {
+      const HeadTask<In, Out, T>& task = head_of(r).task;
+      const Index i = query_of(r);
+      for (Index c = 0; c < value_.cols; ++c) {
+        const T x = mha::detail::without_sign_of_zero(states_.now.acc[r * at_.wide + c]);
+        task.output(i, c) = mha::detail::convert<Out>(x);
+      }
+      task.state(i, 0) = states_.now.row_max[r];
+      task.state(i, 1) = states_.now.row_sum[r];
+      task.state(i, 2) = at_.allowed[r] != 0 ? T(1) : T(0);
     }
   }
 

@@ -7,7 +7,7 @@
 
 #include "mha/internal/kernels/extra_key.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Rows that are computed together at the most.
 inline constexpr Index kFewRows = 8;
@@ -63,6 +63,7 @@ class FewRowsScores {
       const Head<In, Out, T>& head = head_of(r);
       if (calls_.ranges != nullptr)
         calls_.ranges(calls_.rules, head.extent, head.b, head.h, query_of(r), 1, &range);
+      range = intersect(range, {0, key_.rows});
       const bool empty = range.begin >= range.end;
       if (empty) range = {0, 0};
       at_.begin[r] = static_cast<int_of<T>>(range.begin);
@@ -191,10 +192,11 @@ class FewRowsScores {
     for (Index r = 0; r < rows_; ++r) {
       const Head<In, Out, T>& head = head_of(r);
       std::uint32_t row[2];
-      calls_.dropout_row(calls_.rules, head.b, head.h, query_of(r), row);
+      calls_.dropout_row(calls_.rules, head.b, head.h, head.extent.first_query + query_of(r), row);
       const DropoutRow dropout{row[0], row[1]};
       for (Index j = 0; j < keys; ++j) {
-        if (dropout.bits(from + j) < calls_.dropout_threshold) at_.s[r * kKeyTile + j] = T(0);
+        if (dropout.bits(head.extent.first_key + from + j) < calls_.dropout_threshold)
+          at_.s[r * kKeyTile + j] = T(0);
       }
     }
   }

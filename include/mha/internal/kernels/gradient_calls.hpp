@@ -5,7 +5,7 @@
 
 #include "mha/internal/kernels/rule_calls.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// What rules do in the backward pass, without their types.
 template <class T>
@@ -24,8 +24,9 @@ void score_gradient(const void* rules, const ModifyTile<T>& tile, T* grad) {
       T& g = grad[j * tile.row_stride + i];
       if (g == T(0)) continue;  // masked, or nothing to pass on
       g = static_cast<const RuleSet*>(rules)->score_gradient(
-          tile.s[j * tile.row_stride + i], g, *tile.extent, tile.b, tile.h, tile.first_query + i,
-          tile.first_key + j);
+          tile.s[j * tile.row_stride + i], g, *tile.extent, tile.b, tile.h,
+          tile.extent->first_query + tile.first_query + i,
+          tile.extent->first_key + tile.first_key + j);
     }
   }
 }

@@ -8,7 +8,7 @@
 
 #include "mha/internal/kernels/tile_memory.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Sums over queries, of some keys: dK without its scale [key][wide head_dim], dV [key][wide value_dim].
 template <class T>

@@ -19,7 +19,7 @@
 #include "mha/internal/kernels/query_scores.hpp"
 #include "mha/reference/backward.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 template <class In, class T>
 class GradientTile : public QueryScores<In, In, T> {

@@ -14,7 +14,7 @@
 
 #include "mha/internal/kernels/gradient_tile.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// What the gradients of a key head take beside its tile. Sums over keys of a query block are a panel
 /// [head_dim]; those of a chunk's blocks lie one behind the other.
@@ -87,7 +87,7 @@ class GradientWalk {
         task_(task),
         at_(memory),
         tile_(head, task, calls, memory.tile),
-        query_len_(head.extent.query_len),
+        query_len_(task.query.rows),
         kv_len_(task.key.rows),
         query_chunks_(chunks_of(query_len_)),
         key_chunks_(std::max<Index>(1, chunks_of(kv_len_))) {}  // without keys dQ is 0

@@ -11,7 +11,7 @@
 #include "mha/reference/forward.hpp"
 #include "mha/rules/dropout.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// One head of one sequence, for the kernels.
 template <class In, class Out, class T>
@@ -19,10 +19,23 @@ struct Head {
   const Kernels<T>& kernels;
   const RuleCalls<T>& calls;
   Extent extent;  ///< placed
-  Index b = 0;
+  Index b = 0;    ///< as the whole counts
   Index h = 0;
   HeadTask<In, Out, T> task;
+
+  /// The number of the chunk that key j at hand lies in.
+  Index chunk_at(Index j) const { return (extent.first_key + j) / kKeyChunk; }
 };
+
+/// Head h of sequence b of a call: detail::BatchTask.
+template <class In, class Out, class T, class Call>
+Head<In, Out, T> make_head(const Kernels<T>& kernels, const RuleCalls<T>& calls, const Call& call,
+                           Index b, Index h) {
+  const Index whole_b = call.box.first_batch + b;
+  const Index whole_h = call.box.first_head + h;
+  return {kernels, calls,   calls.placed(calls.rules, call.extent(b), whole_b, whole_h),
+          whole_b, whole_h, call.head(b, h)};
+}
 
 /// Element-wise conversion into memory of ours.
 template <class In, class T>

@@ -6,7 +6,7 @@
 
 #include "mha/internal/kernels/tile_memory.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// a becomes the join of a and b: states of `rows` rows, whose acc is [rows][wide]. The kernels' merge works
 /// on lanes of state: here each row's is spread over its lanes.

@@ -5,7 +5,7 @@
 
 #include "mha/internal/kernels/project_task.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Every map of every row. `memory` has at least plan.bytes(), the plan being that of these sizes.
 template <class In, class Out, class T>

@@ -13,7 +13,7 @@
 
 #include "mha/internal/kernels/project.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// C (+)= A B for a panel of B at a time: rows x cols, over a depth.
 template <class T>

@@ -8,7 +8,7 @@
 #include "mha/internal/kernels/attend.hpp"
 #include "mha/internal/support/head_columns.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// W, inputs x outputs, row-major; b or null.
 template <class T>

@@ -18,7 +18,7 @@
 
 #include "mha/internal/kernels/project_plan.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// The maps of some rows of x to some of their outputs.
 template <class In, class Out, class T>

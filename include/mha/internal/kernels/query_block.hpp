@@ -8,7 +8,7 @@
 
 #include "mha/internal/kernels/query_tile.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Neighbouring tiles of one head's queries that go through the keys together, so that each key tile
 /// is brought from memory once for all of them, and is there in the second-level cache by then.
@@ -32,7 +32,7 @@ class QueryBlock {
         std::byte raw[static_cast<std::size_t>(kMostTiles) * sizeof(QueryTile<In, Out, T>)];
     auto* const tiles = reinterpret_cast<QueryTile<In, Out, T>*>(raw);
     const Index num_tiles = (count + tile_width - 1) / tile_width;
-    Index begin = head_.extent.kv_len;
+    Index begin = task_.key.rows;
     end_ = 0;
     for (Index t = 0; t < num_tiles; ++t) {
       QueryTile<In, Out, T>& tile =

@@ -11,7 +11,7 @@
 
 #include "mha/internal/kernels/weighted_rows.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 template <class In, class Out, class T>
 class QueryScores {
@@ -72,7 +72,7 @@ class QueryScores {
   /// The keys of each lane, of each group, and of all. Lanes without a query do as the last one.
   void find_ranges() {
     if (calls_.ranges == nullptr) {
-      const Index kv_len = head_.extent.kv_len;
+      const Index kv_len = task_.key.rows;
       const Index lanes = groups_ * kGroup;
       begin_ = 0;
       end_ = kv_len;
@@ -85,13 +85,15 @@ class QueryScores {
     }
     std::array<KeyRange, std::size_t{kWide}> ranges;
     calls_.ranges(calls_.rules, head_.extent, head_.b, head_.h, first_, count_, ranges.data());
-    begin_ = head_.extent.kv_len;
+    const Index kv_len = task_.key.rows;
+    begin_ = kv_len;
     end_ = 0;
     for (Index g = 0; g < groups_; ++g) {
       Segments::Group& group = segments_.group(g);
-      group = {head_.extent.kv_len, 0, 0, head_.extent.kv_len};
+      group = {kv_len, 0, 0, kv_len};
       for (Index l = g * kGroup; l < (g + 1) * kGroup; ++l) {
-        const KeyRange& range = ranges[static_cast<std::size_t>(std::min(l, count_ - 1))];
+        const KeyRange range =
+            intersect(ranges[static_cast<std::size_t>(std::min(l, count_ - 1))], {0, kv_len});
         const bool empty = range.begin >= range.end;
         at_.begin[l] = static_cast<int_of<T>>(empty ? 0 : range.begin);
         at_.end[l] = static_cast<int_of<T>>(empty ? 0 : range.end);
@@ -100,7 +102,7 @@ class QueryScores {
           group.begin = std::min(group.begin, range.begin);
           group.end = std::max(group.end, range.end);
         }
-        group.all_begin = std::max(group.all_begin, empty ? head_.extent.kv_len : range.begin);
+        group.all_begin = std::max(group.all_begin, empty ? kv_len : range.begin);
         group.all_end = std::min(group.all_end, empty ? 0 : range.end);
       }
       if (group.begin >= group.end) continue;
@@ -112,14 +114,16 @@ class QueryScores {
   void start_dropout() {
     for (Index l = 0; l < groups_ * kGroup; ++l) {
       std::uint32_t row[2];
-      calls_.dropout_row(calls_.rules, head_.b, head_.h, first_ + l, row);
+      calls_.dropout_row(calls_.rules, head_.b, head_.h, head_.extent.first_query + first_ + l,
+                         row);
       at_.dropout_start[l] = static_cast<int_of<T>>(row[0]);
       at_.dropout_twist[l] = static_cast<int_of<T>>(row[1]);
     }
   }
   DropoutLanes<T> dropout_of(const Segment& s) const {
     const Index lane = s.first_group * kGroup;
-    return {at_.dropout_start + lane, at_.dropout_twist + lane, calls_.dropout_threshold, s.begin};
+    return {at_.dropout_start + lane, at_.dropout_twist + lane, calls_.dropout_threshold,
+            head_.extent.first_key + s.begin};
   }
 
   /// All lanes; as bits, which -ffast-math leaves alone.

@@ -21,7 +21,7 @@
 #include "mha/internal/kernels/extra_key.hpp"
 #include "mha/internal/kernels/query_scores.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 template <class In, class Out, class T>
 class QueryTile : public QueryScores<In, Out, T> {
@@ -40,7 +40,7 @@ class QueryTile : public QueryScores<In, Out, T> {
   void absorb(Index tile, Index from, const MatrixView<const T>& key,
               const MatrixView<const T>& value, const Upcoming<T>& next_keys,
               const Upcoming<T>& next_queries) {
-    if (!states_.tree.in_chunk(tile / kKeyChunk)) start_chunk(tile / kKeyChunk);
+    if (!states_.tree.in_chunk(head_.chunk_at(tile))) start_chunk(head_.chunk_at(tile));
     next_keys_ = next_keys;
     next_queries_ = next_queries;
     segments_.cut(std::max(tile, begin_), std::min(tile + kKeyTile, end_), groups_);
@@ -78,7 +78,7 @@ class QueryTile : public QueryScores<In, Out, T> {
 
   /// All keys of a chunk, into a fresh state.
   void run_chunk(Index chunk) {
-    start_chunk(chunk / kKeyChunk);
+    start_chunk(head_.chunk_at(chunk));
     const Index stop = std::min(end_, chunk + kKeyChunk);
     for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
       if (!wants(tile)) continue;
@@ -96,7 +96,7 @@ class QueryTile : public QueryScores<In, Out, T> {
     std::copy_n(at_.allowed, kWide, chunk.allowed);
   }
   void load(Index chunk, const ChunkState<T>& state) {
-    start_chunk(chunk);
+    start_chunk(head_.chunk_at(chunk));
     copy_state(state.state, states_.now, task_.value.cols * kWide, kWide);
     for (Index l = 0; l < groups_ * kGroup; ++l) at_.allowed[l] |= state.allowed[l];
   }
@@ -107,6 +107,7 @@ class QueryTile : public QueryScores<In, Out, T> {
       clear(states_.now);
       zero_panel(states_.now.acc, task_.value.cols);
     }
+    if (task_.state.data != nullptr) return write_state();
     if (task_.extra.key != nullptr) join_extra_key();
     write_output();
   }
@@ -145,6 +146,18 @@ class QueryTile : public QueryScores<In, Out, T> {
     states_.tree.start(chunk, states_.now, joined());
     clear(states_.now);
     fresh_ = true;
+  }
+
+  /// The rows before their end.
+  void write_state() {
+    const SoftmaxState<T>& state = states_.now;
+    std::fill_n(at_.tile_max, count_, T(1));
+    this->write_rows(state.acc, at_.tile_max, task_.output);
+    for (Index l = 0; l < count_; ++l) {
+      task_.state(first_ + l, 0) = state.row_max[l];
+      task_.state(first_ + l, 1) = state.row_sum[l];
+      task_.state(first_ + l, 2) = at_.allowed[l] != 0 ? T(1) : T(0);
+    }
   }
 
   void write_output() {
@@ -201,7 +214,7 @@ class QueryTile : public QueryScores<In, Out, T> {
   void write_weights(const T* factor) {
     next_queries_ = {};
     for (Index r = 0; r < count_; ++r) {
-      for (Index j = 0; j < head_.extent.kv_len; ++j) task_.weights(first_ + r, j) = T(0);
+      for (Index j = 0; j < task_.key.rows; ++j) task_.weights(first_ + r, j) = T(0);
     }
     for (Index tile = begin_ - begin_ % kKeyTile; tile < end_; tile += kKeyTile) {
       if (!wants(tile)) continue;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // The rules of a call as the kernels see them: a pointer and a few functions, so that everything
-// below is compiled once per scalar and not once per combination of masks and modifiers.
+// below is compiled once per scalar and not once per combination of masks and modifiers. Below, queries and
+// keys are numbered from the first at hand; rules count as the whole problem does (Box in rule.hpp).
 #pragma once
 
 #include <algorithm>
@@ -9,14 +10,15 @@
 
 #include "mha/internal/kernels/dispatch.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 template <class T>
 struct RuleCalls {
   const void* rules = nullptr;
   /// The extent of head h of sequence b, its queries placed among the keys.
   Extent (*placed)(const void* rules, const Extent& extent, Index b, Index h) = nullptr;
-  /// Keys that each of `count` queries may attend to lie in its range; null if in all.
+  /// Keys that each of `count` queries may attend to lie in its range, which may reach beyond the keys at
+  /// hand; null if in all.
   void (*ranges)(const void* rules, const Extent& extent, Index b, Index h, Index first,
                  Index count, KeyRange* ranges) = nullptr;
   /// Score modifiers and element-wise masks; null if there are none.
@@ -54,13 +56,18 @@ template <class RuleSet>
 void ranges(const void* rules, const Extent& extent, Index b, Index h, Index first, Index count,
             KeyRange* out) {
   for (Index i = 0; i < count; ++i) {
-    out[i] = static_cast<const RuleSet*>(rules)->keys(extent, b, h, first + i);
+    const KeyRange whole =
+        static_cast<const RuleSet*>(rules)->keys(extent, b, h, extent.first_query + first + i);
+    out[i] = {whole.begin - extent.first_key, whole.end - extent.first_key};
   }
 }
 
 template <class RuleSet>
 TileMask tile(const void* rules, const Extent& extent, Index b, Index h, const PairTile& tile) {
-  return static_cast<const RuleSet*>(rules)->tile_of_pairs(extent, b, h, tile);
+  return static_cast<const RuleSet*>(rules)->tile_of_pairs(
+      extent, b, h,
+      {extent.first_query + tile.first_query, tile.queries, extent.first_key + tile.first_key,
+       tile.keys});
 }
 
 template <class T, class RuleSet>

@@ -11,7 +11,7 @@
 
 #include "mha/internal/kernels/tables.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Keys that the same groups of lanes take part in.
 struct Segment {

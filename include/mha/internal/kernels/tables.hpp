@@ -10,7 +10,7 @@
 
 #include "mha/rules/combine.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Keys that are scored at a time. Part of what fixes the bits: row_max grows from tile to tile.
 /// 128 rows of scores for 64 queries take 32 KiB and stay in the first-level cache.

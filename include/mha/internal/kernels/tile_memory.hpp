@@ -9,7 +9,7 @@
 
 #include "mha/internal/kernels/chunk_tree.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 inline constexpr std::size_t kAlignment = 64;
 
@@ -20,6 +20,10 @@ struct TileSizes {
   Index kv_len = 0;
   bool extra_key = false;  ///< a key beyond the caller's
   bool converts = false;   ///< query, key, value and output are of another type than the sums
+  Index first_key = 0;     ///< where the keys begin in the whole problem
+
+  /// States that wait at the most while the keys' chunks are joined.
+  Index waiting() const { return waiting_states(chunks_of(first_key + kv_len)); }
 };
 
 /// So many bytes of memory; null where they are only counted.
@@ -116,11 +120,10 @@ struct SoftmaxStates {
   SoftmaxState<T> now;
   ChunkTree<SoftmaxState<T>> tree;
 
-  SoftmaxStates(Index kv_len, Index width, Index rows, Arena& arena)
+  SoftmaxStates(const TileSizes& sizes, Index width, Index rows, Arena& arena)
       : now(SoftmaxState<T>::take(width, rows, arena)),
-        tree(take_tree<SoftmaxState<T>>(waiting_states(chunks_of(kv_len)), arena, [&] {
-          return SoftmaxState<T>::take(width, rows, arena);
-        })) {}
+        tree(take_tree<SoftmaxState<T>>(
+            sizes.waiting(), arena, [&] { return SoftmaxState<T>::take(width, rows, arena); })) {}
 };
 
 /// Where a lane is a query: see query_scores.hpp.
@@ -157,7 +160,7 @@ struct QueryTileMemory : QueryScoresMemory<T> {
 
   QueryTileMemory(const TileSizes& sizes, const TileScratch<T>& shared, Arena& arena)
       : QueryScoresMemory<T>(sizes, shared, arena),
-        states(sizes.kv_len, sizes.value_dim * kWide, kWide, arena) {
+        states(sizes, sizes.value_dim * kWide, kWide, arena) {
     if (sizes.extra_key) {
       extra = SoftmaxState<T>::take(sizes.value_dim * kWide, kWide, arena);
     }
@@ -185,7 +188,7 @@ struct FewRowsMemory {
 
   FewRowsMemory(const TileSizes& sizes, Index rows, Arena& arena)
       : wide(round_up(sizes.value_dim, 64 / static_cast<Index>(sizeof(T)))),
-        states(sizes.kv_len, rows * wide, rows, arena) {
+        states(sizes, rows * wide, rows, arena) {
     if (sizes.extra_key) extra = SoftmaxState<T>::take(rows * wide, rows, arena);
     part = arena.take<T>(rows * wide);
     query = arena.take<T>(rows * sizes.head_dim);

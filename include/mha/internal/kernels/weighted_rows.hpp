@@ -10,7 +10,7 @@
 #include "mha/internal/kernels/head.hpp"
 #include "mha/internal/kernels/segments.hpp"
 
-namespace mha::kernels {
+namespace mha::inline MHA_ABI::kernels {
 
 /// Two ranges of rows to bring into the second-level cache, `step` from one row to the next in both;
 /// null: nothing.

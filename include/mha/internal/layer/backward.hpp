@@ -14,7 +14,7 @@
 #include "mha/internal/projection/gradient.hpp"
 #include "mha/multi_head_training.hpp"
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 namespace detail {
 
 template <class Layer>

@@ -17,7 +17,7 @@
 #include "mha/projection.hpp"
 #include "mha/rules/identity.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// A number that no other object has: a copy draws its own, what is moved keeps it.
 class ObjectId {

@@ -15,7 +15,7 @@
 #include "mha/multi_head_config.hpp"
 #include "mha/projection.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 template <class Layer>
 class LayerPass {

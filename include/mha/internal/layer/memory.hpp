@@ -12,7 +12,7 @@
 #include "mha/internal/support/head_columns.hpp"
 #include "mha/rotary.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Hands out row-major matrices from a block. Without a block it counts what they take.
 template <class Acc>

@@ -12,7 +12,7 @@
 #include "mha/internal/projection/forward.hpp"
 #include "mha/multi_head_config.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Which inputs of a call are one matrix: what is projected from one is projected together.
 enum class Inputs { all_apart, one_context, one_matrix };
@@ -56,8 +56,9 @@ class LayerPlan {
       plan_inputs(c, executor);
       out = projection_plan<Acc, Acc, Scalar>(query_rows, sizes.concat_width, c.out_dim, 1,
                                               kind.contiguous_output, executor);
-      attention = {batch.count, c.num_heads, c.kv_heads,    batch.query_len, batch.kv_len,
-                   c.head_dim,  c.value_dim, c.add_bias_kv, false,           executor};
+      attention = {batch.count,  c.num_heads, c.kv_heads,  batch.query_len,
+                   batch.kv_len, c.head_dim,  c.value_dim, c.add_bias_kv,
+                   false,        0,           executor};
       // The steps take turns in one piece of memory.
       sizes.scratch = std::max({sizes.scratch, out.bytes(), attention.bytes()});
     }

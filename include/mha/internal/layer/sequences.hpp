@@ -9,7 +9,7 @@
 #include "mha/internal/call/batch.hpp"
 #include "mha/multi_head_config.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// How the rows of a call form sequences.
 struct SequenceBatch {

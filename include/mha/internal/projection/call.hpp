@@ -7,7 +7,7 @@
 #include "mha/internal/projection/gradient.hpp"
 #include "mha/internal/support/matrix_check.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// The memory of a map by itself.
 template <class Acc, class Linear>

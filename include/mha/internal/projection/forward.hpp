@@ -8,7 +8,7 @@
 #include "mha/internal/kernels/project.hpp"
 #include "mha/internal/support/head_columns.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// One of several maps of the same x.
 template <class Linear, class Out>

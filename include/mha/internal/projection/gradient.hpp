@@ -10,7 +10,7 @@
 #include "mha/internal/kernels/tile_memory.hpp"
 #include "mha/internal/support/matrix_check.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Products of the backward pass of several projections, in one workspace.
 template <class Acc>

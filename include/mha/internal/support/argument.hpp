@@ -5,7 +5,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// A matrix argument: the memory of anything that has some, else the evaluated expression.
 template <EigenDense M>

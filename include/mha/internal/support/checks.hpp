@@ -7,7 +7,7 @@
 
 #include "mha/internal/support/overlap.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// What a tensor and its axes are called in messages.
 struct Named {

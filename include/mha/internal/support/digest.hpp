@@ -13,7 +13,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 class Digest {
  public:

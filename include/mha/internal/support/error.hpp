@@ -23,7 +23,7 @@
 #define MHA_COLD
 #endif
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Reports a failed check: throws `Exception(message)`, or prints and aborts without exceptions.
 template <class Exception>

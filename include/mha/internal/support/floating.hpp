@@ -17,7 +17,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 template <class Scalar>
 inline constexpr bool is_16_bit =

@@ -5,7 +5,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Rows and columns of which every `group_cols` columns, those of a head, lie by themselves,
 /// group_stride apart: [head][token][channel] seen as [token][head * channel]. A plain matrix is one

@@ -10,7 +10,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Numbers from a seed, by SplitMix64. Source: Steele, Lea, Flood 2014,
 /// doi:10.1145/2660193.2660195.

@@ -8,7 +8,7 @@
 
 #include "mha/internal/support/checks.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// A matrix of a call as checks.hpp takes views: its sizes, strides and memory are right.
 template <class T>

@@ -16,7 +16,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// Where the elements of a view lie, in bytes: first + i_0 step_0 + i_1 step_1 + ..., each i_k below
 /// count_k, and `size` bytes from there on. All steps are positive, all counts at least 2.

@@ -12,7 +12,7 @@
 
 #include "mha/internal/support/floating.hpp"
 
-namespace mha::detail {
+namespace mha::inline MHA_ABI::detail {
 
 /// a + b, or the end of the type that it lies beyond.
 inline Index saturated_sum(Index a, Index b) {

@@ -24,7 +24,7 @@
 #define MHA_LIFETIMEBOUND
 #endif
 
-namespace mha {
+namespace mha::inline MHA_ABI {
 
 using Eigen::Index;
 

@@ -8,7 +8,7 @@
 #if !defined(MHA_TARGET)
 #include "mha/internal/kernels/targets.hpp"
 #else
-namespace mha::kernels::MHA_TARGET {
+namespace mha::inline MHA_ABI::kernels::MHA_TARGET {
 
 inline constexpr int kSixteen = 16;
 template <class Int>
@@ -40,8 +40,12 @@ struct Sixteen {
   Index count;       ///< of the tile, from first on
   bool to_be_noted;  ///< some query is not known yet to have an allowed key
 
-  MHA_INLINE Index query(int l) const { return tile.first_query + (kQueries ? first + l : line); }
   MHA_INLINE Index key(int l) const { return tile.first_key + (kQueries ? line : first + l); }
+  /// As rules count them.
+  MHA_INLINE Index whole_key(int l) const { return tile.extent->first_key + key(l); }
+  MHA_INLINE Index whole_query(int l) const {
+    return tile.extent->first_query + tile.first_query + (kQueries ? first + l : line);
+  }
   MHA_INLINE bool in_range(int l) const {
     const Index row = kQueries ? first + l : line;
     return l < count && key(l) >= tile.begin[row] && key(l) < tile.end[row];
@@ -92,8 +96,8 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
   const ModifyTile<T>& tile = at.tile;
   const Extent& extent = *tile.extent;
   if constexpr (RuleSet::template kTakesLanes<T>) {
-    alignas(64) const Lanes<int> i = positions(at.query(0), kQueries, extent.query_len - 1);
-    alignas(64) const Lanes<int> j = positions(at.key(0), !kQueries, extent.kv_len - 1);
+    alignas(64) const Lanes<int> i = positions(at.whole_query(0), kQueries, extent.query_len - 1);
+    alignas(64) const Lanes<int> j = positions(at.whole_key(0), !kQueries, extent.kv_len - 1);
     alignas(64) Lanes<T> scores;
     copy_bytes(scores.v, at.s, sizeof(scores.v));
     scores = rules.score_lanes(scores, extent, tile.b, tile.h, i, j);
@@ -106,7 +110,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
     if (every_one && !tile.all_allowed) {
       bool answers[kSixteen];
       for (int l = 0; l < kSixteen; ++l) {
-        answers[l] = rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l));
+        answers[l] = rules.allowed(extent, tile.b, tile.h, at.whole_query(l), at.whole_key(l));
       }
       alignas(64) T before[kSixteen];
       copy_bytes(before, at.s, sizeof(before));
@@ -129,7 +133,7 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
     alignas(64) T out[kSixteen];
     copy_bytes(in, at.s, sizeof(in));
     for (int l = 0; l < kSixteen; ++l) {
-      out[l] = rules.score(in[l], extent, tile.b, tile.h, at.query(l), at.key(l));
+      out[l] = rules.score(in[l], extent, tile.b, tile.h, at.whole_query(l), at.whole_key(l));
     }
     copy_bytes(at.s, out, sizeof(out));
     if constexpr (RuleSet::kMayMask) at.note_allowed();
@@ -138,11 +142,11 @@ MHA_INLINE void modify_sixteen(const RuleSet& rules, const Sixteen<T, kQueries>&
   for (int l = 0; l < kSixteen && l < at.count; ++l) {
     bool allowed = at.in_range(l);
     if constexpr (RuleSet::kHasAllowed) {
-      allowed = allowed &&
-                (tile.all_allowed || rules.allowed(extent, tile.b, tile.h, at.query(l), at.key(l)));
+      allowed = allowed && (tile.all_allowed || rules.allowed(extent, tile.b, tile.h,
+                                                              at.whole_query(l), at.whole_key(l)));
     }
     if (allowed) {
-      at.s[l] = rules.score(at.s[l], extent, tile.b, tile.h, at.query(l), at.key(l));
+      at.s[l] = rules.score(at.s[l], extent, tile.b, tile.h, at.whole_query(l), at.whole_key(l));
     } else {
       mha::detail::set_minus_infinity(at.s[l]);
     }

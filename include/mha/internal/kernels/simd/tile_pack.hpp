@@ -7,7 +7,7 @@
 #if !defined(MHA_TARGET)
 #include "mha/internal/kernels/targets.hpp"
 #else
-namespace mha::kernels::MHA_TARGET {
+namespace mha::inline MHA_ABI::kernels::MHA_TARGET {
 
 /// Entries of a chunk of 16 bytes, and chunks of a vector.
 template <class T>

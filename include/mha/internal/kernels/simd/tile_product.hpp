@@ -13,7 +13,7 @@
 #if !defined(MHA_TARGET)
 #include "mha/internal/kernels/targets.hpp"
 #else
-namespace mha::kernels::MHA_TARGET {
+namespace mha::inline MHA_ABI::kernels::MHA_TARGET {
 
 inline constexpr Index kTileRows = MHA_TILE_ROWS;
 inline constexpr Index kTileVectors = MHA_TILE_VECTORS;

@@ -8,7 +8,7 @@
 #if !defined(MHA_TARGET)
 #include "mha/internal/kernels/targets.hpp"
 #else
-namespace mha::kernels::MHA_TARGET {
+namespace mha::inline MHA_ABI::kernels::MHA_TARGET {
 
 /// scale * 2^r for |r| <= 1/2, by a near-minimax polynomial with constant term 1.
 template <class T>

@@ -4,7 +4,7 @@
 #if !defined(MHA_TARGET)
 #include "mha/internal/kernels/targets.hpp"
 #else
-namespace mha::kernels::MHA_TARGET {
+namespace mha::inline MHA_ABI::kernels::MHA_TARGET {
 
 template <class T>
 inline constexpr Kernels<T> kTable = {Simd<T>::kCount,
