@@ -5,7 +5,7 @@
 #   INCLUDE_DIR, SOURCE_DIR
 set(order
   "internal/support/(language|error|sizes)"
-  "(types|dual|version|compiled|workspace)"
+  "(types|dual|version|compiled|workspace|storage)"
   "internal/support/[a-z_]+"
   "rules/rule"
   "(index_list|executor|softmax|rotary)"

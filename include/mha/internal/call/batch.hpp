@@ -48,9 +48,9 @@ struct BatchTask {
   /// num_segments sequences; weights has one per sequence.
   const Segment* segments = nullptr;
   Index num_segments = 0;
-  ExtraKeys<Acc> extra{};  ///< of all key heads, one behind the other
-  TensorView<Acc>
-      state{};  ///< if not null, rows are left as they are before their end, see HeadTask
+  ExtraKeys<Acc> extra{};                     ///< of all key heads, one behind the other
+  const kernels::PagedKeys* paged = nullptr;  ///< of each sequence, if keys and values lie in pages
+  TensorView<Acc> state{};  ///< not null: rows are left as before their end, see HeadTask
 
   Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
   /// Of the longest sequence.
@@ -72,8 +72,13 @@ struct BatchTask {
     const Index kv_head = h / (query.size(1) / key.size(1));
     HeadTask<In, Out, Acc> task;
     task.query = query.matrix(entry, h).middle_rows(s.query_row, s.query_len);
-    task.key = key.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
-    task.value = value.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    if (paged != nullptr) {
+      task.key = {nullptr, s.kv_len, key.size(3), 0, 1};
+      task.value = {nullptr, s.kv_len, value.size(3), 0, 1};
+    } else {
+      task.key = key.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+      task.value = value.matrix(entry, kv_head).middle_rows(s.key_row, s.kv_len);
+    }
     task.output = output.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     if (weights.data != nullptr) {
       const MatrixView<Acc> all = weights.matrix(b, h);

@@ -125,24 +125,18 @@ class FewRows : public FewRowsScores<In, Out, T> {
   void weigh(Index from, Index to, T* part) {
     std::fill_n(part, rows_ * at_.wide, T(0));
     if (value_.cols == 0) return;
-    const MatrixView<const In> rows = value_.middle_rows(from, to - from);
-    const T* values = nullptr;
-    Index stride = 0;
-    if constexpr (std::is_same_v<In, T>) {
-      if (rows.col_stride == 1 && at_.wide == value_.cols) {
-        values = rows.data;
-        stride = rows.row_stride;
+    const KeyTiles<In, T>& tiles = heads_[0].tiles;
+    MatrixView<const T> rows;
+    if (at_.wide == value_.cols) rows = tiles.values_in_place(from, to);
+    if (rows.data == nullptr) {
+      tiles.copy_values(from, to, at_.value, at_.wide);
+      for (Index j = 0; at_.wide > value_.cols && j < to - from; ++j) {
+        std::fill(at_.value + j * at_.wide + value_.cols, at_.value + (j + 1) * at_.wide, T(0));
       }
+      rows = {at_.value, to - from, at_.wide, at_.wide, 1};
     }
-    if (values == nullptr) {
-      for (Index j = 0; j < to - from; ++j) {
-        T* const row = at_.value + j * at_.wide;
-        for (Index c = 0; c < rows.cols; ++c) row[c] = mha::detail::convert<T>(rows(j, c));
-        std::fill(row + rows.cols, row + at_.wide, T(0));
-      }
-      values = at_.value;
-      stride = at_.wide;
-    }
+    const T* const values = rows.data;
+    const Index stride = rows.row_stride;
     const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
     if (whole || kernels_.all_finite(values, stride, 1, to - from, at_.wide)) {
       weigh_keys(values, stride, 0, to - from, 0, rows_, part);

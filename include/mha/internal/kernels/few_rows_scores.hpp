@@ -95,22 +95,21 @@ class FewRowsScores {
   void score(Index from, Index to) {
     const Index keys = to - from;
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
-    // As many keys at a time as keep their transposed panel in the first-level cache.
-    constexpr Index kPanel = FewRowsMemory<T>::kPanel;
-    for (Index j = 0; j < keys; j += kPanel) {
-      const MatrixView<const In> key = key_.middle_rows(from + j, std::min(kPanel, keys - j));
-      const T* rows = nullptr;
-      Index row_stride = key.cols;
-      Index col_stride = 1;
-      if constexpr (std::is_same_v<In, T>) {
-        rows = key.data;
-        row_stride = key.row_stride;
-        col_stride = key.col_stride;
-      } else {
-        convert_rows(key, at_.plain, key.cols);
-        rows = at_.plain;
+    const KeyTiles<In, T>& tiles = heads_[0].tiles;
+    if (const T* const panel = tiles.panel(from); panel != nullptr) {
+      multiply_panel(panel, kKeyTile, keys, at_.s);
+    } else {
+      // As many keys at a time as keep their transposed panel in the first-level cache.
+      constexpr Index kPanel = FewRowsMemory<T>::kPanel;
+      for (Index j = 0; j < keys; j += kPanel) {
+        const Index count = std::min(kPanel, keys - j);
+        if (tiles.in_pages()) {
+          tiles.convert_panel(from + j, from + j + count, at_.key, kPanel);
+          multiply_panel(at_.key, kPanel, count, at_.s + j);
+        } else {
+          multiply(tiles.keys(from + j, from + j + count, at_.plain), at_.s + j);
+        }
       }
-      multiply({rows, key.rows, key.cols, row_stride, col_stride}, at_.s + j);
     }
     scale_and_cap(keys);
     modify(from, keys);
@@ -129,18 +128,21 @@ class FewRowsScores {
   /// Scores of at most kPanel keys.
   void multiply(const MatrixView<const T>& key, T* scores) {
     constexpr Index kPanel = FewRowsMemory<T>::kPanel;
-    const Index vectors = vectors_of(key.rows);
     kernels_.pack(key.data, key.row_stride, key.col_stride, key.rows, key.cols, T(1), at_.key,
-                  kPanel, vectors * kernels_.vector_lanes);
+                  kPanel, vectors_of(key.rows) * kernels_.vector_lanes);
+    multiply_panel(at_.key, kPanel, key.rows, scores);
+  }
+  /// Of transposed keys, whose rows are `step` apart and may be read in whole vectors.
+  void multiply_panel(const T* panel, Index step, Index keys, T* scores) {
     Product<T> x;
     x.rows = rows_;
-    x.vectors = vectors;
-    x.depth = key.cols;
+    x.vectors = vectors_of(keys);
+    x.depth = key_.cols;
     x.a = at_.query;
-    x.a_row = key.cols;
+    x.a_row = key_.cols;
     x.a_step = 1;
-    x.b = at_.key;
-    x.b_step = kPanel;
+    x.b = panel;
+    x.b_step = step;
     x.c = scores;
     x.c_row = kKeyTile;
     x.fetch[0] = x.fetch[1] = x.a;

@@ -85,8 +85,8 @@ class GradientTile : public QueryScores<In, In, T> {
       if (!this->wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
-      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
-      const MatrixView<const T> value = rows_of(task_.value, at_.scratch.value, from, to);
+      const MatrixView<const T> key = head_.tiles.keys(from, to, at_.scratch.key);
+      const MatrixView<const T> value = head_.tiles.values(from, to, at_.scratch.value);
       this->segments_.cut(from, to, groups_);
       for (const Segment& s : this->segments_) {
         step(s, key, value, from, tile, to_.row(sums, s.begin - chunk));

@@ -6,8 +6,8 @@
 
 #include <cmath>
 
+#include "mha/internal/kernels/key_tiles.hpp"
 #include "mha/internal/kernels/rule_calls.hpp"
-#include "mha/internal/kernels/tile_memory.hpp"
 #include "mha/reference/forward.hpp"
 #include "mha/rules/dropout.hpp"
 
@@ -22,6 +22,7 @@ struct Head {
   Index b = 0;    ///< as the whole counts
   Index h = 0;
   HeadTask<In, Out, T> task;
+  KeyTiles<In, T> tiles;  ///< the task's key and value
 
   /// The number of the chunk that key j at hand lies in.
   Index chunk_at(Index j) const { return (extent.first_key + j) / kKeyChunk; }
@@ -33,31 +34,11 @@ Head<In, Out, T> make_head(const Kernels<T>& kernels, const RuleCalls<T>& calls,
                            Index b, Index h) {
   const Index whole_b = call.box.first_batch + b;
   const Index whole_h = call.box.first_head + h;
-  return {kernels, calls,   calls.placed(calls.rules, call.extent(b), whole_b, whole_h),
-          whole_b, whole_h, call.head(b, h)};
-}
-
-/// Element-wise conversion into memory of ours.
-template <class In, class T>
-void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
-  for (Index r = 0; r < from.rows; ++r) {
-    for (Index c = 0; c < from.cols; ++c) {
-      to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
-    }
-  }
-}
-
-/// Rows from, ..., to - 1 of K or V: where they lie, or converted into `copy`.
-template <class T, class In>
-MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
-                            Index to) {
-  const MatrixView<const In> rows = whole.middle_rows(from, to - from);
-  if constexpr (std::is_same_v<In, T>) {
-    return rows;
-  } else {
-    convert_rows(rows, copy, rows.cols);
-    return {copy, rows.rows, rows.cols, rows.cols, 1};
-  }
+  const HeadTask<In, Out, T> task = call.head(b, h);
+  const Index kv_head = h / (call.query.size(1) / call.key.size(1));
+  const PagedKeys* const paged = call.paged == nullptr ? nullptr : call.paged + b;
+  return {kernels, calls, calls.placed(calls.rules, call.extent(b), whole_b, whole_h), whole_b,
+          whole_h, task,  KeyTiles<In, T>(task.key, task.value, paged, kv_head)};
 }
 
 /// Of keys from, ..., to - 1 those in the range of a row.

@@ -52,8 +52,8 @@ class QueryBlock {
       if (!any_wants) continue;
       const Index from = std::max(j, begin);
       const Index to = std::min(j + kKeyTile, end_);
-      const MatrixView<const T> key = rows_of(task_.key, scratch.key, from, to);
-      const MatrixView<const T> value = rows_of(task_.value, scratch.value, from, to);
+      const MatrixView<const T> key = head_.tiles.keys(from, to, scratch.key);
+      const MatrixView<const T> value = head_.tiles.values(from, to, scratch.value);
       Index turn = 0;
       for (Index t = 0; t < num_tiles; ++t) {
         if (!wants[static_cast<std::size_t>(t)]) continue;
@@ -70,6 +70,7 @@ class QueryBlock {
   /// that of the next head.
   Upcoming<T> next_keys(Index key_tile, Index turn) const {
     if constexpr (std::is_same_v<In, T>) {
+      if (head_.tiles.in_pages()) return {};
       const bool last = key_tile + kKeyTile >= end_;
       if (turn >= 2 || (last && (next_ == nullptr || next_->key.data == task_.key.data))) return {};
       const MatrixView<const T>& key = last ? next_->key : task_.key;

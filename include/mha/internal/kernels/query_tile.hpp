@@ -84,8 +84,8 @@ class QueryTile : public QueryScores<In, Out, T> {
       if (!wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
-      absorb(tile, from, rows_of(task_.key, at_.scratch.key, from, to),
-             rows_of(task_.value, at_.scratch.value, from, to), {}, {});
+      absorb(tile, from, head_.tiles.keys(from, to, at_.scratch.key),
+             head_.tiles.values(from, to, at_.scratch.value), {}, {});
     }
     if (fresh_) zero_panel(states_.now.acc, task_.value.cols);
   }
@@ -221,7 +221,7 @@ class QueryTile : public QueryScores<In, Out, T> {
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
       segments_.cut(from, to, groups_);
-      const MatrixView<const T> key = rows_of(task_.key, at_.scratch.key, from, to);
+      const MatrixView<const T> key = head_.tiles.keys(from, to, at_.scratch.key);
       for (const Segment& s : segments_) {
         score(s, key, from, tile);
         const Index lane = s.first_group * kGroup;
