@@ -13,6 +13,9 @@ set(order
   "reference/[a-z_]+"
   "internal/kernels/[a-z_/]+"
   "internal/call/[a-z_]+"
+  "internal/cache/[a-z_]+"
+  "kv_pool"
+  "kv_cache"
   "internal/projection/[a-z_]+"
   "(projection|multi_head_config)"
   "internal/layer/(memory|sequences|plan|check)"
@@ -21,7 +24,7 @@ set(order
   "(mask|instruction_set|gradient_check)"
   "score"
   "attention"
-  "(attention_gradient|attention_scores|partial|multi_head)"
+  "(attention_gradient|attention_scores|partial|cached_attention|multi_head)"
   "mha"
   "io/[a-z_]+")
 

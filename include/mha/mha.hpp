@@ -17,6 +17,10 @@
 //                              lanes.hpp: score modifiers over sixteen scores at a time;
 //                              dropout.hpp: dropout of attention weights, in training
 //     attention.hpp            scaled_dot_product_attention, attention
+//     kv_cache.hpp             KvCache: keys and values of one sequence, kept between calls, for generation
+//     kv_pool.hpp              KvPool, KvSequence: those of many layers and sequences, in pages
+//     cached_attention.hpp     attention to them without the layer
+//     storage.hpp              Storage: the type that a cache keeps its numbers in
 //     partial.hpp              attention_partial: over a part of the keys, to be joined with others
 //     attention_scores.hpp     attention_scores: what the softmax sees
 //     attention_gradient.hpp   the backward pass of attention; reference/backward.hpp: its formulas
@@ -40,8 +44,10 @@
 #include "mha/attention.hpp"
 #include "mha/attention_gradient.hpp"
 #include "mha/attention_scores.hpp"
+#include "mha/cached_attention.hpp"
 #include "mha/gradient_check.hpp"
 #include "mha/instruction_set.hpp"
+#include "mha/kv_cache.hpp"
 #include "mha/multi_head.hpp"
 #include "mha/partial.hpp"
 #include "mha/projection.hpp"

@@ -50,6 +50,7 @@ struct BatchTask {
   Index num_segments = 0;
   ExtraKeys<Acc> extra{};                     ///< of all key heads, one behind the other
   const kernels::PagedKeys* paged = nullptr;  ///< of each sequence, if keys and values lie in pages
+  const kernels::Retention* retention = nullptr;  ///< of each sequence, if any may forget
   TensorView<Acc> state{};  ///< not null: rows are left as before their end, see HeadTask
 
   Index batch() const { return segments == nullptr ? query.size(0) : num_segments; }
@@ -89,6 +90,14 @@ struct BatchTask {
     if (state.data != nullptr) task.state = state.matrix(entry, h);
     if (lse.data != nullptr) task.lse = lse.matrix(entry, h).middle_rows(s.query_row, s.query_len);
     return task;
+  }
+
+  /// Some sequence's pages hold another type than Acc.
+  bool converts_pages() const {
+    for (Index b = 0; paged != nullptr && b < batch(); ++b) {
+      if (!keeps<Acc>(paged[b].storage)) return true;
+    }
+    return false;
   }
 
   ExtraKeys<Acc> extra_of(Index kv_head) const {

@@ -13,6 +13,7 @@
 #include "mha/executor.hpp"
 #include "mha/internal/kernels/few_rows.hpp"
 #include "mha/internal/kernels/query_block.hpp"
+#include "mha/internal/kernels/retention.hpp"
 #include "mha/workspace.hpp"
 
 namespace mha::inline MHA_ABI::kernels {
@@ -159,7 +160,7 @@ template <class In, class T, class Call>
 Plan<T> plan_of(const Call& call, const Executor& executor) {
   return Plan<T>(call.batch(), call.query.size(1), call.key.size(1), call.query_len(),
                  call.kv_len(), call.query.size(3), call.value.size(3), call.extra.key != nullptr,
-                 !std::is_same_v<In, T>, call.box.first_key, executor);
+                 !std::is_same_v<In, T> || call.converts_pages(), call.box.first_key, executor);
 }
 
 /// A call, its plan and its memory.
@@ -326,7 +327,12 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
   if (plan.tasks == 0) return;
   const Target which = target();
   const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);
-  compute<In, Out, T>(call, calls, which, plan, executor, memory);
+  if (call.retention == nullptr) {
+    compute<In, Out, T>(call, calls, which, plan, executor, memory);
+  } else {
+    const RetainedRules<T> retained(calls, call.retention, call.batch());
+    compute<In, Out, T>(call, retained.calls(), which, plan, executor, memory);
+  }
 }
 
 }  // namespace mha::kernels

@@ -107,10 +107,11 @@ std::string text(const Number& value) {
   return MessagePart(value).shown();
 }
 
-[[noreturn]] MHA_COLD inline void fail_with(const MessagePart* parts, std::size_t count) {
+template <class Error>
+[[noreturn]] MHA_COLD void fail_with(const MessagePart* parts, std::size_t count) {
   std::string message = "mha::";
   for (std::size_t k = 0; k < count; ++k) message += parts[k].shown();
-  fail<std::invalid_argument>(message);
+  fail<Error>(message);
 }
 
 /// Fails with std::invalid_argument if `ok` is false. The message parts are joined only then.
@@ -118,7 +119,14 @@ template <class... Parts>
 inline void require(bool ok, const Parts&... parts) {
   if (ok) return;
   const MessagePart all[] = {MessagePart(parts)...};
-  fail_with(all, sizeof...(Parts));
+  fail_with<std::invalid_argument>(all, sizeof...(Parts));
+}
+/// Likewise with std::length_error: something is full.
+template <class... Parts>
+inline void require_room(bool ok, const Parts&... parts) {
+  if (ok) return;
+  const MessagePart all[] = {MessagePart(parts)...};
+  fail_with<std::length_error>(all, sizeof...(Parts));
 }
 
 }  // namespace mha::detail

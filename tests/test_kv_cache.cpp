@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: MIT
+//
+// kv_pool.hpp, kv_cache.hpp and cached_attention.hpp: a cache changes no bit of what is attended to, whatever has
+// happened to it before, and what fails leaves it as it was.
+#include <mha/mha.hpp>
+
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "support/every_target.hpp"
+#include "support/layer_support.hpp"
+#include "support/matchers.hpp"
+
+using mha::Index;
+using mha::KvCache;
+using mha::KvPool;
+using mha::KvSequence;
+using mha::Matrix;
+using mha::Storage;
+using mha::Tensor;
+using mha::TensorView;
+using mha::test::HasBitsOf;
+using mha::test::message_of;
+using mha::test::on_every_target;
+using mha::test::random_tensor;
+using mha::test::stacked;
+
+namespace {
+
+constexpr Index kHeads = 4, kKvHeads = 2, kHeadDim = 10, kValueDim = 9;
+
+/// Keys and values of one sequence, and queries that stand at each of them.
+template <class T>
+struct Text {
+  Tensor<T> query, key, value;
+  explicit Text(Index tokens, std::uint64_t seed = 1)
+      : query(random_tensor<T>({1, kHeads, tokens, kHeadDim}, seed, 2)),
+        key(random_tensor<T>({1, kKvHeads, tokens, kHeadDim}, seed + 1, 3)),
+        value(random_tensor<T>({1, kKvHeads, tokens, kValueDim}, seed + 2)) {}
+  Index size() const { return key.size(2); }
+};
+
+/// Tokens first, ..., first + count - 1.
+template <class T>
+TensorView<const T> tokens(const Tensor<T>& whole, Index first, Index count) {
+  TensorView<const T> view = mha::tensor_view(whole);
+  view.data += first * view.strides[2];
+  view.sizes[2] = count;
+  return view;
+}
+
+template <class T>
+void append(const mha::KvLayer& layer, const Text<T>& text, Index first, Index count) {
+  layer.append(tokens(text.key, first, count), tokens(text.value, first, count));
+}
+
+template <class T>
+constexpr Storage own_storage() {
+  return std::is_same_v<T, double> ? Storage::f64 : Storage::f32;
+}
+
+KvPool pool_of(Index pages, Storage storage, Index layers = 1) {
+  return KvPool({.layers = layers,
+                 .kv_heads = kKvHeads,
+                 .head_dim = kHeadDim,
+                 .value_dim = kValueDim,
+                 .pages = pages,
+                 .storage = storage});
+}
+
+/// A pool whose pages are full of NaN: what has not been written must not matter.
+KvPool poisoned_pool(Index pages, Storage storage, Index layers = 1) {
+  KvPool pool = pool_of(pages, storage, layers);
+  Tensor<float> nan_key({1, kKvHeads, pages * 128, kHeadDim});
+  Tensor<float> nan_value({1, kKvHeads, pages * 128, kValueDim});
+  for (Tensor<float>* tensor : {&nan_key, &nan_value}) {
+    std::fill_n(tensor->data(), tensor->view().sizes[1] * pages * 128 * tensor->view().sizes[3],
+                std::numeric_limits<float>::quiet_NaN());
+  }
+  KvSequence all = pool.sequence();
+  for (Index l = 0; l < layers; ++l) all.layer(l).append(nan_key, nan_value);
+  return pool;
+}
+
+/// Queries of the last `count` of `size` keys, without a cache.
+template <class T, class Rule>
+auto uncached(const Text<T>& text, Index size, Index count, const Rule& rule,
+              bool need_weights = false) {
+  return attention_forward(
+      tokens(text.query, size - count, count), tokens(text.key, 0, size),
+      tokens(text.value, 0, size), rule,
+      {.past_len = size - count, .need_weights = need_weights, .need_lse = true});
+}
+template <class T, class Rule>
+auto cached(const mha::CachedKeys& keys, const Text<T>& text, Index count, const Rule& rule,
+            const mha::AttentionOptions& options = {}) {
+  mha::AttentionOptions all = options;
+  all.need_lse = true;
+  return attention_forward(tokens(text.query, keys.size() - count, count), keys, rule, all);
+}
+
+template <class Result>
+void check_same(const Result& actual, const Result& expected) {
+  CHECK_THAT(stacked(actual.output), HasBitsOf(stacked(expected.output)));
+  CHECK_THAT(stacked(actual.lse), HasBitsOf(stacked(expected.lse)));
+  if (actual.weights.empty()) return;
+  CHECK_THAT(stacked(actual.weights), HasBitsOf(stacked(expected.weights)));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("cached keys have the bits of keys in a matrix", "[cache][law]", float, double) {
+  const Text<TestType> text(2400);
+  on_every_target([&] {
+    KvSequence s = poisoned_pool(20, own_storage<TestType>()).sequence();
+    Index size = 0;
+    // Prompts, chunks and single tokens, across the borders of pages and chunks.
+    for (const Index count : {1, 3, 70, 54, 1, 127, 300, 500, 2, 1, 1000, 130, 4}) {
+      append(s.layer(0), text, size, count);
+      size += count;
+      CAPTURE(size, count);
+      CHECK(s.size() == size);
+      for (const Index queries : {Index{1}, std::min<Index>(count, 70)}) {
+        check_same(cached(s.layer(0).keys(), text, queries, mha::causal(), {.need_weights = true}),
+                   uncached(text, size, queries, mha::causal(), true));
+        check_same(
+            cached(s.layer(0).keys(), text, queries,
+                   mha::window(100, 0) & mha::alibi() & mha::softcap(4.0)),
+            uncached(text, size, queries, mha::window(100, 0) & mha::alibi() & mha::softcap(4.0)));
+        const auto odd =
+            mha::mask_mod([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; });
+        check_same(cached(s.layer(0).keys(), text, queries, odd),
+                   uncached(text, size, queries, odd));
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE(
+    "a cache in another type has the bits of a call over values rounded the same way",
+    "[cache][law]", Eigen::half, Eigen::bfloat16, float) {
+  const Text<float> text(700);
+  const Storage storage = std::is_same_v<TestType, Eigen::half> ? Storage::f16
+                          : std::is_same_v<TestType, float>     ? Storage::f32
+                                                                : Storage::bf16;
+  Text<double> rounded(700);
+  for (const auto& [from, to] :
+       {std::pair(&text.query, &rounded.query), std::pair(&text.key, &rounded.key),
+        std::pair(&text.value, &rounded.value)}) {
+    const Index count = from->size(1) * from->size(2) * from->size(3);
+    for (Index k = 0; k < count; ++k) {
+      const float x = from->data()[k];
+      to->data()[k] = from == &text.query ? x : static_cast<float>(TestType(x));
+    }
+  }
+  on_every_target([&] {
+    KvSequence s = poisoned_pool(6, storage).sequence();
+    append(s.layer(0), text, 0, 640);
+    append(s.layer(0), text, 640, 60);
+    for (const Index queries : {1, 3, 70}) {
+      // In float from rounded keys, and in double from the same pages.
+      Text<float> narrow(700);
+      for (const auto& [from, to] :
+           {std::pair(&rounded.query, &narrow.query), std::pair(&rounded.key, &narrow.key),
+            std::pair(&rounded.value, &narrow.value)}) {
+        const Index count = from->size(1) * from->size(2) * from->size(3);
+        for (Index k = 0; k < count; ++k) to->data()[k] = static_cast<float>(from->data()[k]);
+      }
+      const auto rule = mha::causal() & mha::softcap(5.0);
+      check_same(cached(s.layer(0).keys(), narrow, queries, rule),
+                 uncached(narrow, 700, queries, rule));
+      check_same(cached(s.layer(0).keys(), rounded, queries, rule),
+                 uncached(rounded, 700, queries, rule));
+    }
+  });
+}
+
+TEST_CASE("16-bit queries attend to caches of every type", "[cache]") {
+  const Text<Eigen::bfloat16> text(300);
+  for (const Storage storage : {Storage::f32, Storage::bf16}) {
+    KvSequence s = poisoned_pool(3, storage).sequence();
+    append(s.layer(0), text, 0, 300);
+    for (const Index queries : {2, 40}) {
+      check_same(cached(s.layer(0).keys(), text, queries, mha::causal()),
+                 uncached(text, 300, queries, mha::causal()));
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a fork has all keys of all layers, and neither sees what the other adds",
+                   "[cache][trap]", float, double) {
+  const Text<TestType> text(500), left(500, 20), right(500, 30);
+  const auto joined = [](const Text<TestType>& a, const Text<TestType>& b, Index cut) {
+    Text<TestType> all = a;
+    for (const auto& [to, from] : {std::pair(&all.query, &b.query), std::pair(&all.key, &b.key),
+                                   std::pair(&all.value, &b.value)}) {
+      for (Index h = 0; h < to->size(1); ++h) {
+        for (Index i = cut; i < 500; ++i) {
+          for (Index d = 0; d < to->size(3); ++d) to->view()(0, h, i, d) = from->view()(0, h, i, d);
+        }
+      }
+    }
+    return all;
+  };
+  KvPool pool = poisoned_pool(16, own_storage<TestType>(), 2);
+  KvSequence a = pool.sequence();
+  for (const Index l : {0, 1}) append(a.layer(l), text, 0, 200);
+  CHECK(pool.free_pages() == 14);
+  KvSequence b = a.fork();
+  CHECK(pool.free_pages() == 14);  // shared
+  for (const Index l : {0, 1}) append(a.layer(l), left, 200, 100);
+  CHECK(pool.free_pages() == 12);  // its second page copied, and a third
+  for (const Index l : {0, 1}) append(b.layer(l), right, 200, 60);
+  CHECK(pool.free_pages() == 11);  // the second page is b's alone by now; and a third
+  for (const Index l : {0, 1}) {
+    check_same(cached(a.layer(l).keys(), joined(text, left, 200), 100, mha::causal()),
+               uncached(joined(text, left, 200), 300, 100, mha::causal()));
+    check_same(cached(b.layer(l).keys(), joined(text, right, 200), 60, mha::causal()),
+               uncached(joined(text, right, 200), 260, 60, mha::causal()));
+  }
+  { const KvSequence gone = std::move(a); }
+  CHECK(pool.free_pages() == 13);  // the first page is still b's
+  b.clear();
+  CHECK(pool.free_pages() == 16);
+}
+
+TEST_CASE("truncate takes back the last keys of every layer, and gives back their pages",
+          "[cache][trap]") {
+  const Text<float> text(400), other(400, 9);
+  KvPool pool = poisoned_pool(8, Storage::f32, 2);
+  KvSequence s = pool.sequence();
+  for (const Index l : {0, 1}) append(s.layer(l), text, 0, 390);
+  CHECK(s.pages() == 4);
+  CHECK_FALSE(s.can_truncate(391));
+  CHECK_FALSE(s.can_truncate(-1));
+  s.truncate(130);
+  CHECK(s.size() == 130);
+  CHECK(s.layer(0).size() == 130);
+  CHECK(s.pages() == 2);
+  CHECK(pool.free_pages() == 6);
+  check_same(cached(s.layer(1).keys(), text, 70, mha::causal()),
+             uncached(text, 130, 70, mha::causal()));
+  CHECK(message_of([&] { s.truncate(131); }) ==
+        "mha::KvSequence::truncate: n must lie between 0 and 130, and no key of its window be "
+        "forgotten, got 131");
+}
+
+TEST_CASE("a step that stopped between two layers is undone by truncate(size())", "[cache][trap]") {
+  const Text<float> text(10);
+  KvSequence s = pool_of(4, Storage::f32, 3).sequence();
+  for (const Index l : {0, 1, 2}) append(s.layer(l), text, 0, 5);
+  append(s.layer(0), text, 5, 2);
+  append(s.layer(1), text, 5, 2);
+  CHECK(s.size() == 5);
+  CHECK(s.layer(1).size() == 7);
+  s.truncate(s.size());
+  for (const Index l : {0, 1, 2}) CHECK(s.layer(l).size() == 5);
+}
+
+TEMPLATE_TEST_CASE("a sequence with a window has the bits of that window's mask, forgotten or not",
+                   "[cache][law][trap]", float, double) {
+  const Text<TestType> text(1500);
+  on_every_target([&] {
+    for (const Index first_keys : {0, 3, 130}) {
+      for (const Index window : {1, 40, 200, 2000}) {
+        CAPTURE(first_keys, window);
+        const KvPool pool = poisoned_pool(14, own_storage<TestType>());
+        KvSequence s = pool.sequence({.window_keys = window, .first_keys = first_keys});
+        const auto mask =
+            mha::window_keys(window) |
+            mha::mask_mod([=](Index, Index, Index, Index j) { return j < first_keys; });
+        Index size = 0;
+        // A prompt of more keys than the window, then chunks and single tokens.
+        for (const Index count : {300, 1, 2, 100, 1, 600, 129, 3, 1}) {
+          append(s.layer(0), text, size, count);
+          size += count;
+          // Before the next keys push more out of sight: what these rows see is there still.
+          for (const Index queries : {Index{1}, std::min<Index>(count, 3)}) {
+            check_same(cached(s.layer(0).keys(), text, queries, mha::causal()),
+                       uncached(text, size, queries, mha::causal() & mask));
+          }
+          const auto rule =
+              mha::causal() & mha::alibi() &
+              mha::mask_mod([](Index, Index, Index i, Index j) { return (i ^ j) & 3; });
+          check_same(cached(s.layer(0).keys(), text, 1, rule),
+                     uncached(text, size, 1, rule & mask));
+        }
+        const Index kept = (std::min(window, size) + 127) / 128 + (first_keys + 127) / 128 + 1;
+        CHECK(s.pages() <= std::max<Index>(kept, 1));
+        CHECK(pool.free_pages() == 14 - s.pages());
+      }
+    }
+  });
+}
+
+TEST_CASE("truncate is refused where the window of the last key is gone", "[cache][trap]") {
+  const Text<float> text(1000);
+  KvSequence s = pool_of(8, Storage::f32).sequence({.window_keys = 100});
+  append(s.layer(0), text, 0, 1000);
+  // The query at 1000 sees keys from 901 on: pages 0 to 6 (keys 0 to 895) are gone, 7 is there.
+  CHECK(s.pages() == 1);
+  CHECK(s.can_truncate(1000));
+  // At 995 (key 994 is the last) keys from 895 on are seen, of a page that is gone; at 996 from 897 on.
+  CHECK(s.can_truncate(996));
+  CHECK_FALSE(s.can_truncate(994));
+  CHECK(s.can_truncate(0));  // sees nothing
+  CHECK(message_of([&] { s.truncate(500); }) ==
+        "mha::KvSequence::truncate: n must lie between 0 and 1000, and no key of its window be "
+        "forgotten, got 500");
+  CHECK(s.size() == 1000);
+}
+
+TEST_CASE("of a tree of guesses the accepted rows have the bits of plain decoding",
+          "[cache][trap]") {
+  // Behind 130 keys: rows 0, 1 and 3 are a path, rows 2 and 4 other guesses.
+  const Text<float> text(200), other(200, 40);
+  Tensor<float> key({1, kKvHeads, 5, kHeadDim}), value({1, kKvHeads, 5, kValueDim});
+  const Index from[] = {126, 127, 10, 128, 11};
+  for (Index row = 0; row < 5; ++row) {
+    const Text<float>& source = row == 2 || row == 4 ? other : text;
+    for (Index h = 0; h < kKvHeads; ++h) {
+      for (Index d = 0; d < kHeadDim; ++d) {
+        key.view()(0, h, row, d) = source.key.view()(0, h, from[row], d);
+      }
+      for (Index c = 0; c < kValueDim; ++c) {
+        value.view()(0, h, row, c) = source.value.view()(0, h, from[row], c);
+      }
+    }
+  }
+  const KvPool pool = poisoned_pool(6, Storage::f32, 2);
+  KvSequence s = pool.sequence();
+  for (const Index l : {0, 1}) append(s.layer(l), text, 0, 126);
+  for (const Index l : {0, 1}) s.layer(l).append(key, value);
+  const KvSequence all = s.fork();
+  CHECK(message_of([&] { s.accept({5}); }) ==
+        "mha::KvSequence::accept: a row must be one of the 5 of the last call, got 5");
+  CHECK(message_of([&] {
+          s.accept({1, 1});
+        }) == "mha::KvSequence::accept: rows must rise, got 1 behind 1");
+  CHECK(s.size() == 131);
+  s.accept({0, 1, 3});
+  CHECK(s.size() == 129);
+  for (const Index l : {0, 1}) {
+    check_same(cached(s.layer(l).keys(), text, 3, mha::causal()),
+               uncached(text, 129, 3, mha::causal()));
+    // The fork still has all five: its third row is that of the other text.
+    CHECK(all.layer(l).size() == 131);
+  }
+  KvSequence none = all.fork();
+  none.accept({});
+  CHECK(none.size() == 126);
+  check_same(cached(none.layer(1).keys(), text, 3, mha::causal()),
+             uncached(text, 126, 3, mha::causal()));
+}
+
+TEST_CASE("a cache refuses keys beyond its capacity, and a pool beyond its pages; nothing changes",
+          "[cache][misuse]") {
+  const Text<float> text(300);
+  KvCache cache(
+      {.kv_heads = kKvHeads, .head_dim = kHeadDim, .value_dim = kValueDim, .capacity = 200});
+  append(cache.layer(), text, 0, 150);
+  CHECK_THROWS_AS(append(cache.layer(), text, 150, 51), std::length_error);
+  CHECK_THROWS_WITH(append(cache.layer(), text, 150, 51),
+                    "mha::KvLayer::append: the cache holds at most 200 keys, got 150 and 51 more");
+  CHECK(cache.size() == 150);
+  append(cache, text, 150, 50);
+  check_same(cached(cache.keys(), text, 50, mha::causal()), uncached(text, 200, 50, mha::causal()));
+
+  KvPool pool = pool_of(4, Storage::f32);
+  KvSequence a = pool.sequence(), b = pool.sequence();
+  append(a.layer(0), text, 0, 200);
+  append(b.layer(0), text, 0, 100);
+  CHECK_THROWS_WITH(append(b.layer(0), text, 0, 300),
+                    "mha::KvLayer::append: the pool has no page left: 3 are needed, 1 were free");
+  CHECK(b.size() == 100);
+  CHECK(pool.free_pages() == 1);
+  // A fork that must copy a page, and finds none.
+  append(b.layer(0), text, 100, 50);
+  CHECK(pool.free_pages() == 0);
+  KvSequence c = b.fork();
+  CHECK_THROWS_WITH(append(c.layer(0), text, 150, 1),
+                    "mha::KvLayer::append: the pool has no page left for a copy of one that other "
+                    "sequences share");
+  CHECK(c.size() == 150);
+  check_same(cached(c.layer(0).keys(), text, 20, mha::causal()),
+             uncached(text, 150, 20, mha::causal()));
+  CHECK_THROWS_WITH(
+      c.reserve(129 * 128),
+      "mha::KvSequence::reserve: the pool has no page left: 127 are needed, 0 were free");
+}
+
+TEST_CASE("reserved pages stay the sequence's own", "[cache]") {
+  const Text<float> text(300);
+  KvPool pool = pool_of(8, Storage::f32);
+  KvSequence s = pool.sequence();
+  s.reserve(500);
+  CHECK(pool.free_pages() == 4);
+  append(s.layer(0), text, 0, 300);
+  CHECK(pool.free_pages() == 4);
+  s.clear();
+  CHECK(pool.free_pages() == 4);
+  // A fork shares what is written, not what is reserved.
+  append(s.layer(0), text, 0, 100);
+  KvSequence fork = s.fork();
+  CHECK(fork.pages() == 1);
+}
+
+TEST_CASE("different sequences of a pool on different threads", "[cache][threads]") {
+  const Text<float> text(700);
+  KvPool pool = poisoned_pool(40, Storage::f32);
+  KvSequence prompt = pool.sequence();
+  append(prompt.layer(0), text, 0, 100);
+  std::vector<KvSequence> sequences;
+  for (int n = 0; n < 4; ++n) sequences.push_back(prompt.fork());
+  std::vector<std::thread> threads;
+  for (KvSequence& s : sequences) {
+    threads.emplace_back([&] {
+      for (Index round = 0; round < 20; ++round) {
+        for (Index size = 100; size < 700; size += 60) append(s.layer(0), text, size, 60);
+        s.truncate(100 + round);
+        while (s.size() > 100) s.truncate(s.size() - 1);
+      }
+      append(s.layer(0), text, 100, 500);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const KvSequence& s : sequences) {
+    check_same(cached(s.layer(0).keys(), text, 5, mha::causal()),
+               uncached(text, 600, 5, mha::causal()));
+  }
+}
+
+TEST_CASE("calls over a cache refuse what does not fit", "[cache][misuse]") {
+  const Text<float> text(20);
+  KvSequence s = pool_of(4, Storage::f32, 2).sequence();
+  append(s.layer(0), text, 0, 20);
+  const auto query = [](Index batch, Index heads, Index dim) {
+    return random_tensor<float>({batch, heads, 3, dim}, 1);
+  };
+  const auto call = [&](const Tensor<float>& q, const mha::AttentionOptions& options = {}) {
+    return message_of([&] { (void)attention(q, s.layer(0).keys(), mha::causal(), options); });
+  };
+  CHECK(call(query(2, 4, kHeadDim)).find("key must have query's batch, got 1 and 2") !=
+        std::string::npos);
+  CHECK(call(query(1, 3, kHeadDim))
+            .find("the heads of key must divide those of query, got 2 and 3") != std::string::npos);
+  CHECK(call(query(1, 4, 8)).find("key.cols() must equal query.cols() (head_dim), got 10 and 8") !=
+        std::string::npos);
+  CHECK(call(query(1, 4, kHeadDim), {.past_len = 21})
+            .find("past_len must lie between 0 and kv_len, got 21 and 20") != std::string::npos);
+  CHECK(call(query(1, 4, kHeadDim), {.box = {.first_query = 3}}) ==
+        "mha::attention_forward: box must not cut the queries or keys of a cache");
+  Tensor<float> output({1, 4, 3, kHeadDim});
+  CHECK(message_of([&] {
+          attention_into(output, query(1, 4, kHeadDim), s.layer(0).keys(), mha::all());
+        }).find("output must have size 9 along") != std::string::npos);
+  CHECK(message_of([&] { (void)s.layer(2); }) ==
+        "mha::KvSequence::layer: layer must lie between 0 and 1, got 2");
+  CHECK(message_of([&] { s.layer(0).append(text.key, text.key); }) ==
+        "mha::KvLayer::append: value must be [1, 2, 20, 9], got [1, 2, 20, 10]");
+  CHECK(message_of([&] { s.layer(0).append(text.query, text.value); }) ==
+        "mha::KvLayer::append: key must be [1, 2, 20, 10], got [1, 4, 20, 10]");
+  CHECK(s.layer(0).size() == 20);
+  KvSequence wide = pool_of(1, Storage::f64).sequence();
+  CHECK(message_of([&] {
+          (void)attention(query(1, 4, kHeadDim), wide.layer(0).keys(), mha::all());
+        }) == "mha::attention_forward: a cache of Storage::f64 is for double");
+  CHECK(message_of([&] { (void)pool_of(0, Storage::f32); }) ==
+        "mha::KvPool: pages must lie between 1 and 1073741824, got 0");
+  CHECK(message_of([&] { (void)pool_of(1, static_cast<Storage>(7)); }) ==
+        "mha::KvPool: storage must be one of Storage's, got 7");
+  CHECK(message_of([&] {
+          (void)pool_of(Index{1} << 30, Storage::f64, Index{1} << 20);
+        }).find("the pages must fit 2^60 bytes") != std::string::npos);
+  CHECK(message_of([&] { (void)pool_of(1, Storage::f32).sequence({.first_keys = 4}); }) ==
+        "mha::KvPool::sequence: first_keys must come with window_keys, got 4 and 0");
+  CHECK(message_of([&] { (void)pool_of(1, Storage::f32).sequence({.window_keys = -1}); }) ==
+        "mha::KvPool::sequence: window_keys must lie between 0 and 1073741824, got -1");
+  CHECK(message_of([&] { KvCache({.kv_heads = 1, .head_dim = 4}); }) ==
+        "mha::KvCache: capacity must lie between 1 and 1073741824, got 0");
+}
