@@ -12,6 +12,8 @@
 
 #include "mha/internal/support/language.hpp"
 
+#include <concepts>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -109,9 +111,32 @@ class KvLayer {
 
  private:
   friend class KvSequence;
+  friend class KvLayers;
   KvLayer(detail::CacheState* state, Index layer) : state_(state), layer_(layer) {}
   detail::CacheState* state_;
   Index layer_;
+};
+
+/// The caches of a call: one, or a list, each of another sequence. Refers to a list, and must not outlive it.
+class KvLayers {
+ public:
+  template <class T>
+  requires std::convertible_to<const T&, KvLayer> KvLayers(const T& one)  // NOLINT: one cache
+      : one_(one), size_(1) {}
+  KvLayers(std::initializer_list<KvLayer> list)  // NOLINT: {s.layer(0), t.layer(0)}
+      : size_(static_cast<Index>(list.size())) {
+    list_ = list.begin();
+  }
+  KvLayers(const std::vector<KvLayer>& list)  // NOLINT
+      : list_(list.data()), size_(static_cast<Index>(list.size())) {}
+
+  Index size() const { return size_; }
+  const KvLayer& operator[](Index b) const { return list_ == nullptr ? one_ : list_[b]; }
+
+ private:
+  KvLayer one_{nullptr, 0};
+  const KvLayer* list_ = nullptr;
+  Index size_ = 0;
 };
 
 /// One sequence of a pool: a handle that owns its pages. Different sequences may be used on different threads at

@@ -13,10 +13,11 @@
 #include "mha/internal/call/batch.hpp"
 #include "mha/internal/call/call_form.hpp"
 #include "mha/internal/layer/backward.hpp"
+#include "mha/internal/layer/cached_calls.hpp"
 #include "mha/internal/layer/check.hpp"
 #include "mha/internal/layer/forward.hpp"
+#include "mha/internal/layer/initialise.hpp"
 #include "mha/internal/layer/sequences.hpp"
-#include "mha/internal/support/initialise.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/multi_head_training.hpp"
 #include "mha/projection.hpp"
@@ -109,7 +110,7 @@ class MultiHead {
     k_proj.resize(c.kdim, c.kv_heads * c.head_dim, c.bias);
     v_proj.resize(c.vdim, c.kv_heads * c.value_dim, c.bias);
     out_proj.resize(c.num_heads * c.value_dim, c.out_dim, c.bias);
-    initialise();
+    detail::initialise(*this);
   }
 
   /// Every size resolved, and the seed that was drawn: MultiHead(config()) starts as this layer did.
@@ -136,8 +137,9 @@ class MultiHead {
   /// concat) scalars.
   template <class A, class B = Options, class C = Following<B>, class D = Following<C>,
             class E = Following<D>>
-  [[nodiscard]] Result forward(const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
-                               const E& e = E{}) const {
+  requires(!detail::IsCache<B>) [[nodiscard]] Result
+      forward(const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
+              const E& e = E{}) const {
     const Call<A, B, C, D, E> call(a, b, c, d, e);
     return forward_views(call.query(), call.key(), call.value(), detail::as_rules(call.rule()),
                          call.options());
@@ -146,8 +148,8 @@ class MultiHead {
   /// The output of forward(), in each of its forms.
   template <class A, class B = Options, class C = Following<B>, class D = Following<C>,
             class E = Following<D>>
-  [[nodiscard]] Matrix<Scalar> operator()(const A& a, const B& b = B{}, const C& c = C{},
-                                          const D& d = D{}, const E& e = E{}) const {
+  requires(!detail::IsCache<B>) [[nodiscard]] Matrix<Scalar> operator()(
+      const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{}, const E& e = E{}) const {
     return forward(a, b, c, d, e).output;
   }
 
@@ -158,13 +160,60 @@ class MultiHead {
   ///         asked for; nothing has been written then
   template <EigenInMemory O, class A, class B = Options, class C = Following<B>,
             class D = Following<C>, class E = Following<D>>
-  void forward_into(O&& output, const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
-                    const E& e = E{}) const {
+  requires(!detail::IsCache<B>) void forward_into(O&& output, const A& a, const B& b = B{},
+                                                  const C& c = C{}, const D& d = D{},
+                                                  const E& e = E{}) const {
     static_assert(std::is_same_v<typename std::remove_cvref_t<O>::Scalar, Scalar>,
                   "mha: the output of MultiHead must have its Scalar");
     const Call<A, B, C, D, E> call(a, b, c, d, e);
     forward_views_into(matrix_view(output), call.query(), call.key(), call.value(),
                        detail::as_rules(call.rule()), call.options());
+  }
+
+  /// The layer with caches, one for each sequence of x's rows: adds x's projected keys and values to them, and
+  /// attends to all that they have. A prompt, a part of one and a single token are one and the same call:
+  ///     y = layer.forward(x, s.layer(0), causal());
+  ///     y = layer.forward(x, {s.layer(0), t.layer(0)}, causal(), {.sequences = {7, 1}});
+  /// @param caches  a KvCache, a KvLayer, or a list of them, each of another sequence
+  /// @param rule    required: mha::all() if every query may attend to every key. Queries stand behind the keys
+  ///                that were there, for causal() and rotary alike
+  /// @param options as ever; past_len and what is said of keys is the caches' own. Without `sequences` all have
+  ///                as many rows. `positions` may be given for rows that are a tree of guesses
+  /// @throws std::invalid_argument if anything does not fit, std::length_error if a cache is full; no cache has
+  ///         changed then, nor if a function of yours throws
+  template <class A, class R = Options, class O = Options>
+  [[nodiscard]] Result forward(const A& x, const KvLayers& caches, const R& rule = R{},
+                               const O& options = O{}) const {
+    return detail::cached_result("MultiHead::forward", *this, x, caches, rule, options, true);
+  }
+  /// The output of forward() with caches.
+  template <class A, class R = Options, class O = Options>
+  [[nodiscard]] Matrix<Scalar> operator()(const A& x, const KvLayers& caches, const R& rule = R{},
+                                          const O& options = O{}) const {
+    return forward(x, caches, rule, options).output;
+  }
+  /// The same in memory of yours.
+  template <EigenInMemory Y, class A, class R = Options, class O = Options>
+  void forward_into(Y&& output, const A& x, const KvLayers& caches, const R& rule = R{},
+                    const O& options = O{}) const {
+    detail::cached_into("MultiHead::forward_into", *this, matrix_view(output), x, caches, rule,
+                        options);
+  }
+  /// The two halves of it: append() adds keys and values of a context, attend() attends to what is there. For
+  /// cross-attention the context is projected once. The last query of attend() stands at the last key.
+  template <EigenDense A>
+  void append(const A& context, const KvLayers& caches, const Options& options = {}) const {
+    detail::cached_append("MultiHead::append", *this, context, context, caches, options);
+  }
+  template <EigenDense K, EigenDense V>
+  void append(const K& key, const V& value, const KvLayers& caches,
+              const Options& options = {}) const {
+    detail::cached_append("MultiHead::append", *this, key, value, caches, options);
+  }
+  template <class A, class R = Options, class O = Options>
+  [[nodiscard]] Result attend(const A& x, const KvLayers& caches, const R& rule = R{},
+                              const O& options = O{}) const {
+    return detail::cached_result("MultiHead::attend", *this, x, caches, rule, options, false);
   }
 
   /// A forward pass that backward() can undo: forward() in its forms, whose inputs must lie in memory
@@ -250,28 +299,6 @@ class MultiHead {
       detail::LayerCall<MultiHead, std::remove_cvref_t<A>, std::remove_cvref_t<B>,
                         std::remove_cvref_t<C>, std::remove_cvref_t<D>, std::remove_cvref_t<E>>;
 
-  void initialise() {
-    const MultiHeadConfig& c = config_;
-    detail::Random random(*c.seed);
-    const Index outputs[] = {q_proj.outputs(), k_proj.outputs(), v_proj.outputs()};
-    const bool packed = c.kdim == c.embed_dim && c.vdim == c.embed_dim;
-    const auto xavier = [&](Linear& linear, Index outs) {
-      const auto fans = static_cast<double>(linear.inputs() + outs);
-      detail::fill_uniform(linear.weight, std::sqrt(6 / fans), random);
-    };
-    const Index all = outputs[0] + outputs[1] + outputs[2];
-    xavier(q_proj, packed ? all : outputs[0]);
-    xavier(k_proj, packed ? all : outputs[1]);
-    xavier(v_proj, packed ? all : outputs[2]);
-    detail::fill_uniform(out_proj.weight, 1 / std::sqrt(static_cast<double>(out_proj.inputs())),
-                         random);
-    if (!c.add_bias_kv) return;
-    bias_k.resize(c.kv_heads * c.head_dim);
-    bias_v.resize(c.kv_heads * c.value_dim);
-    detail::fill_normal(bias_k, 1 / std::sqrt(static_cast<double>(bias_k.size())), random);
-    detail::fill_normal(bias_v, 1 / std::sqrt(static_cast<double>(bias_v.size())), random);
-  }
-
   template <class RuleSet>
   Result forward_views(const View& query, const View& key, const View& value, const RuleSet& rules,
                        const Options& options) const {
@@ -289,7 +316,7 @@ class MultiHead {
     const MatrixView<Scalar> output{result.output.data(), query.rows, c.out_dim, c.out_dim, 1};
     const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
     Pass(*this).compute(query, key, value, rules, options, batch, output, lse, result.weights);
-    if (options.average_weights) result.weights = averaged(result.weights);
+    if (options.average_weights) result.weights = detail::averaged_heads(result.weights);
     return result;
   }
 
@@ -314,15 +341,6 @@ class MultiHead {
     const detail::LayerGradient<MultiHead> work(*this);
     work.check_inputs(kWhere, pass, call);
     work.forward(pass, query, key, value, rules, options, call.batch);
-  }
-
-  static Tensor<Acc> averaged(const Tensor<Acc>& weights) {
-    Tensor<Acc> mean({weights.size(0), 1, weights.size(2), weights.size(3)});
-    for (Index b = 0; b < weights.size(0); ++b) {
-      for (Index h = 0; h < weights.size(1); ++h) mean.matrix(b, 0) += weights.matrix(b, h);
-      mean.matrix(b, 0) /= Acc(static_cast<double>(weights.size(1)));
-    }
-    return mean;
   }
 
   friend class detail::LayerGradient<MultiHead>;

@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -118,7 +120,7 @@ class CacheState {
         sizes_(other.sizes_),
         first_of_last_(other.first_of_last_) {
     const Index most = *std::max_element(sizes_.begin(), sizes_.end());
-    const auto used = static_cast<std::ptrdiff_t>((most + kPageKeys - 1) / kPageKeys);
+    const auto used = static_cast<std::ptrdiff_t>(pages_for(most));
     pages_.assign(other.pages_.begin(), other.pages_.begin() + used);
     addresses_.assign(other.addresses_.begin(), other.addresses_.begin() + used);
     for (const Index page : pages_) {
@@ -189,13 +191,20 @@ class CacheState {
     forget();
   }
 
+  /// Gives back room that was made and not used.
+  void release_unused() noexcept {
+    const Index most = *std::max_element(sizes_.begin(), sizes_.end());
+    keep_pages(std::max(reserved_, pages_for(most)));
+  }
+  /// False if it has been asked for the same call before.
+  bool is_first_in(std::uint64_t call) { return std::exchange(last_call_, call) != call; }
+
   /// Pages for so many keys in all.
   void reserve(const char* where, Index keys) {
     require_room(keys <= capacity_, where, ": the cache holds at most ", capacity_, " keys, got ",
                  keys);
-    const Index pages = (keys + kPageKeys - 1) / kPageKeys;
-    grow(where, pages);
-    reserved_ = std::max(reserved_, pages);
+    grow(where, pages_for(keys));
+    reserved_ = std::max(reserved_, pages_for(keys));
   }
 
   /// All that the query behind key n - 1 would see is still there.
@@ -213,7 +222,7 @@ class CacheState {
   void truncate(Index n) noexcept {
     for (Index& size_now : sizes_) size_now = std::min(size_now, n);
     first_of_last_ = std::min(first_of_last_, n);
-    keep_pages(std::max(reserved_, (n + kPageKeys - 1) / kPageKeys));
+    keep_pages(std::max(reserved_, pages_for(n)));
   }
 
   /// Of the keys of the last call, rows[0], rows[1], ... stay, moved together.
@@ -240,6 +249,7 @@ class CacheState {
   }
 
  private:
+  static Index pages_for(Index keys) { return (keys + kPageKeys - 1) / kPageKeys; }
   template <class Stored>
   Stored* head_of(Index layer, Index kv_head, Index page) const {
     return reinterpret_cast<Stored*>(addresses_[static_cast<std::size_t>(page)] +
@@ -270,7 +280,7 @@ class CacheState {
   void make_writable(const char* where, Index first, Index end) {
     if (first >= end) return;
     const auto had = static_cast<Index>(pages_.size());
-    grow(where, (end + kPageKeys - 1) / kPageKeys);
+    grow(where, pages_for(end));
     for (Index page = first / kPageKeys; page < had && page * kPageKeys < end; ++page) {
       Index& own = pages_[static_cast<std::size_t>(page)];
       if (!store_->is_shared(own)) continue;
@@ -334,6 +344,7 @@ class CacheState {
   Index capacity_;
   std::vector<Index> sizes_;  ///< of each layer
   Index first_of_last_ = 0;   ///< where the keys of the last call begin
+  std::uint64_t last_call_ = 0;
   Index reserved_ = 0;        ///< pages that are kept, whatever is truncated
   std::vector<Index> pages_;  ///< -1: given back, since no query can see its keys
   std::vector<std::byte*> addresses_;

@@ -20,6 +20,7 @@ struct Segment {
   Index query_len = 0;
   Index key_row = 0;
   Index kv_len = 0;
+  Index past_len = 0;  ///< of its keys, those before its first query
 };
 
 /// The extent of the whole problem of which these sizes are a part.
@@ -42,7 +43,7 @@ struct BatchTask {
   TensorView<Out> output;
   TensorView<Acc> weights;
   TensorView<Acc> lse;
-  const IndexList* past_len = nullptr;  ///< of the call's options; null = 0
+  const IndexList* past_len = nullptr;  ///< of the call's options; null = the segments'
   Box box{};                            ///< where the call lies in a larger problem
   /// Null: sequence b is batch entry b. Else the tensors have one batch entry, with all rows of all
   /// num_segments sequences; weights has one per sequence.
@@ -58,14 +59,14 @@ struct BatchTask {
   Index query_len() const { return longest(query, &Segment::query_len); }
   Index kv_len() const { return longest(key, &Segment::kv_len); }
   Segment segment(Index b) const {
-    if (segments == nullptr) return {0, query.size(2), 0, key.size(2)};
+    if (segments == nullptr) return {0, query.size(2), 0, key.size(2), 0};
     return segments[b];
   }
   /// Of the whole problem.
   Extent extent(Index b) const {
     const Segment s = segment(b);
     return extent_of(box, query.size(1), s.query_len, s.kv_len,
-                     past_len == nullptr ? 0 : (*past_len)[b]);
+                     past_len == nullptr ? s.past_len : (*past_len)[b]);
   }
   HeadTask<In, Out, Acc> head(Index b, Index h) const {
     const Segment s = segment(b);

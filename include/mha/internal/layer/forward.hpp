@@ -83,18 +83,30 @@ class LayerPass {
     const ProjectionMemory<Acc> scratch{memory.wide_weight, memory.wide_bias, memory.scratch};
     if (memory.segments != nullptr && batch.ragged) batch.place(options, memory.segments);
     project_inputs(plan, memory, {query, key, value}, options.executor, scratch);
-    for (Index d = 0; d < layer_.bias_k.size(); ++d)
-      memory.bias_k[d] = convert<Acc>(layer_.bias_k(d));
-    for (Index d = 0; d < layer_.bias_v.size(); ++d)
-      memory.bias_v[d] = convert<Acc>(layer_.bias_v(d));
     if (layer_.config().rotary) rotate(memory, rules, batch, options);
-
+    fill_extra_key(memory);
     BatchTask<Acc> call = heads_of(memory, lse.data != nullptr ? lse : memory.lse, batch, options);
     if (!weights.empty()) call.weights = weights.view();
     mha::detail::attend(call, rules, plan.attention, options.executor, memory.scratch);
+    project_output(plan, memory, output, options.executor, scratch);
+  }
+
+  /// The layer's own key and value in the type of the sums.
+  void fill_extra_key(const LayerMemory<Acc>& memory) const {
+    for (Index d = 0; d < layer_.bias_k.size(); ++d) {
+      memory.bias_k[d] = convert<Acc>(layer_.bias_k(d));
+    }
+    for (Index d = 0; d < layer_.bias_v.size(); ++d) {
+      memory.bias_v[d] = convert<Acc>(layer_.bias_v(d));
+    }
+  }
+
+  void project_output(const Plan& plan, const LayerMemory<Acc>& memory,
+                      const MatrixView<Scalar>& output, const Executor& executor,
+                      const ProjectionMemory<Acc>& scratch) const {
     const ProjectionTask<Linear, Scalar> last{&layer_.out_proj, output};
     const MatrixView<const Acc> concat = memory.concat;
-    project<Acc>(concat, &last, 1, plan.out, options.executor, scratch);
+    project<Acc>(concat, &last, 1, plan.out, executor, scratch);
   }
 
   /// Attention's call: the heads of q, k, v and of the concatenation are views of their columns.
@@ -127,6 +139,7 @@ class LayerPass {
         {&layer_.q_proj, memory.q}, {&layer_.k_proj, memory.k}, {&layer_.v_proj, memory.v}};
     for (int g = 0; g < plan.num_groups; ++g) {
       const auto& group = plan.groups[static_cast<std::size_t>(g)];
+      if (inputs[static_cast<std::size_t>(group.first)].data == nullptr) continue;
       project<Acc>(inputs[static_cast<std::size_t>(group.first)], tasks + group.first, group.count,
                    group.plan, executor, scratch);
     }
@@ -136,7 +149,7 @@ class LayerPass {
   static Segment segment_at(const LayerMemory<Acc>& memory, const Batch& batch, Index b) {
     if (memory.segments != nullptr && batch.ragged) return memory.segments[b];
     const Index kv_len = memory.k.rows / batch.count;
-    return {b * batch.query_len, batch.query_len, b * kv_len, kv_len};
+    return {b * batch.query_len, batch.query_len, b * kv_len, kv_len, 0};
   }
 
   /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k. Queries stand
@@ -148,23 +161,28 @@ class LayerPass {
     const IndexList& kv_positions =
         options.kv_positions.empty() ? options.positions : options.kv_positions;
     fill_frequencies(memory.rotary, c.rotary->dim, c.rotary->base);
-    // `first` is where the tokens of a sequence begin unless told otherwise.
-    const auto turn = [&](const HeadColumns<Acc>& rows, Index heads, const IndexList& positions,
-                          Index first_row, Index first) {
-      const auto position_of = [&](Index, Index i) {
-        if (positions.size() > 1) return positions[first_row + i];
-        return clamp_far(positions.empty() ? first : positions[0]) + i;
-      };
-      rotate_by_frequencies(rows.heads(heads, 1), c.rotary->dim, c.rotary->pairs, position_of,
-                            memory.rotary);
-    };
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment_at(memory, batch, b);
       const Extent extent{c.num_heads, s.query_len, s.kv_len, options.past_len[b]};
-      turn(memory.q.middle_rows(s.query_row, s.query_len), c.num_heads, options.positions,
-           s.query_row, rules.placed(extent, b, 0).offset);
-      turn(memory.k.middle_rows(s.key_row, s.kv_len), c.kv_heads, kv_positions, s.key_row, 0);
+      turn_rows(memory, memory.q.middle_rows(s.query_row, s.query_len), c.num_heads,
+                options.positions, s.query_row, rules.placed(extent, b, 0).offset);
+      turn_rows(memory, memory.k.middle_rows(s.key_row, s.kv_len), c.kv_heads, kv_positions,
+                s.key_row, 0);
     }
+  }
+
+  /// One sequence's rows of queries or keys.
+  /// @param first_row  of the call
+  /// @param first      where its tokens begin unless positions say otherwise
+  void turn_rows(const LayerMemory<Acc>& memory, const HeadColumns<Acc>& rows, Index heads,
+                 const IndexList& positions, Index first_row, Index first) const {
+    const Rotary& rotary = *layer_.config().rotary;
+    const auto position_of = [&](Index, Index i) {
+      if (positions.size() > 1) return positions[first_row + i];
+      return clamp_far(positions.empty() ? first : positions[0]) + i;
+    };
+    rotate_by_frequencies(rows.heads(heads, 1), rotary.dim, rotary.pairs, position_of,
+                          memory.rotary);
   }
 
   const Layer& layer_;

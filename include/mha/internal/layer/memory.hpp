@@ -5,6 +5,7 @@
 // kernels get matrices of their own instead.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "mha/internal/call/batch.hpp"
@@ -29,8 +30,10 @@ class BlockMatrices {
     if (stride % (32 * kLine) == 0) stride += kLine;
     return {arena_.template take<Acc>(rows * stride), rows, cols, stride, 1};
   }
-  Segment* segments(Index count) { return arena_.template take<Segment>(count); }
-  double* doubles(Index count) { return arena_.template take<double>(count); }
+  template <class T>
+  T* items(Index count) {
+    return arena_.template take<T>(count);
+  }
   kernels::MemoryBlock bytes(std::size_t count) {
     return {arena_.template take<std::byte>(static_cast<Index>(count)), count};
   }
@@ -52,21 +55,17 @@ class OwnedMatrices {
     view.col_stride = 1;
     return view;
   }
-  Segment* segments(Index count) {
-    segments_.resize(static_cast<std::size_t>(count));
-    return segments_.data();
-  }
-  double* doubles(Index count) {
-    doubles_.resize(static_cast<std::size_t>(count));
-    return doubles_.data();
+  template <class T>
+  T* items(Index count) {
+    items_.emplace_back(std::make_unique<std::byte[]>(static_cast<std::size_t>(count) * sizeof(T)));
+    return reinterpret_cast<T*>(items_.back().get());
   }
   kernels::MemoryBlock bytes(std::size_t) { return {}; }
 
  private:
   static constexpr std::size_t kMost = 11;
   std::vector<Matrix<Acc>> matrices_;
-  std::vector<Segment> segments_;
-  std::vector<double> doubles_;
+  std::vector<std::unique_ptr<std::byte[]>> items_;
 };
 
 /// Sizes of one call.
@@ -80,6 +79,7 @@ struct LayerSizes {
   Index lse_width = 0;  ///< 0 = no lse of our own
   bool extra_key = false;
   Index num_segments = 0;
+  Index num_caches = 0;
   Index rotary_pairs = 0;  ///< of one head
   Index query_heads = 1;   ///< 1 = rows of q hold all heads; else each head lies by itself
   Index key_heads = 1;
@@ -95,6 +95,8 @@ struct LayerMemory {
   MatrixView<Acc> concat, lse;
   Acc *bias_k = nullptr, *bias_v = nullptr;  ///< the layer's, in Acc
   Segment* segments = nullptr;
+  kernels::PagedKeys* paged = nullptr;      ///< of each cache
+  kernels::Retention* retention = nullptr;  ///< likewise
   RotaryMemory<Acc> rotary;
   Acc* wide_weight = nullptr;
   Acc* wide_bias = nullptr;
@@ -109,8 +111,11 @@ struct LayerMemory {
         lse(source.matrix(sizes.query_rows, sizes.lse_width)),
         bias_k(source.matrix(1, sizes.extra_key ? sizes.key_width : 0).data),
         bias_v(source.matrix(1, sizes.extra_key ? sizes.value_width : 0).data),
-        segments(source.segments(sizes.num_segments)),
-        rotary{source.doubles(sizes.rotary_pairs), source.matrix(1, sizes.rotary_pairs).data,
+        segments(source.template items<Segment>(sizes.num_segments)),
+        paged(source.template items<kernels::PagedKeys>(sizes.num_caches)),
+        retention(source.template items<kernels::Retention>(sizes.num_caches)),
+        rotary{source.template items<double>(sizes.rotary_pairs),
+               source.matrix(1, sizes.rotary_pairs).data,
                source.matrix(1, sizes.rotary_pairs).data},
         wide_weight(source.matrix(1, sizes.wide_weight).data),
         wide_bias(source.matrix(1, sizes.wide_bias).data),

@@ -21,7 +21,9 @@ enum class Inputs { all_apart, one_context, one_matrix };
 struct LayerCallKind {
   Inputs inputs = Inputs::all_apart;
   bool contiguous_output = true;
-  bool keeps_lse = false;  ///< for a backward pass
+  bool keeps_lse = false;       ///< for a backward pass
+  Index caches = 0;             ///< in which the keys are kept
+  bool converts_pages = false;  ///< some of them in another type than that of the sums
 };
 
 /// @tparam Layer  MultiHead; its parameters' sizes count, not their numbers
@@ -50,15 +52,16 @@ class LayerPlan {
     const MultiHeadConfig& c = layer.config();
     sizes.query_rows = query_rows;
     sizes.key_rows = key_rows;
+    sizes.num_caches = kind.caches;
     measure(layer, kind.keeps_lse);
     group_inputs(std::is_same_v<Scalar, Acc> ? kind.inputs : Inputs::all_apart);
     if constexpr (has_kernels<Acc>) {
       plan_inputs(c, executor);
       out = projection_plan<Acc, Acc, Scalar>(query_rows, sizes.concat_width, c.out_dim, 1,
                                               kind.contiguous_output, executor);
-      attention = {batch.count,  c.num_heads, c.kv_heads,  batch.query_len,
-                   batch.kv_len, c.head_dim,  c.value_dim, c.add_bias_kv,
-                   false,        0,           executor};
+      attention = {batch.count,         c.num_heads, c.kv_heads,  batch.query_len,
+                   batch.kv_len,        c.head_dim,  c.value_dim, c.add_bias_kv,
+                   kind.converts_pages, 0,           executor};
       // The steps take turns in one piece of memory.
       sizes.scratch = std::max({sizes.scratch, out.bytes(), attention.bytes()});
     }
