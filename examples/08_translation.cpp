@@ -145,25 +145,21 @@ class Translator {
                                  std::vector<Matrix<float>>* alignments = nullptr) {
     examples::Ragged in;
     for (const Pair& pair : pairs) in.add(pair.source, false);
-    const auto count = static_cast<Index>(pairs.size());
     const Matrix<float> context = encode(in);
     std::vector<examples::DecoderPast> pasts;
     for (const auto& block : decoder_) {
-      const auto& cross = block.cross.layer;
-      pasts.emplace_back(count, longest_, width_,
-                         padded(examples::apply_linear(cross.k_proj, context), in),
-                         padded(examples::apply_linear(cross.v_proj, context), in));
+      pasts.emplace_back(block, context, in.lengths, longest_);
     }
     std::vector<Symbols> answers(pairs.size());
     Symbols last(pairs.size(), 0);
     std::size_t open = pairs.size();
     std::vector<bool> ended(pairs.size(), false);
-    Matrix<float> weights(count, heads_ * longest_);
+    mha::Tensor<float> weights;
     for (Index place = 0; place < longest_ && open > 0; ++place) {
       Matrix<float> x = target_.symbols.forward(last);
       x.rowwise() += target_.places.table.row(place);
       for (std::size_t n = 0; n < decoder_.size(); ++n) {
-        examples::decode_one(decoder_[n], pasts[n], x, place, mha::lengths(in.lengths), &weights);
+        examples::decode_one(decoder_[n], pasts[n], x, alignments == nullptr ? nullptr : &weights);
       }
       const Matrix<float> logits = head_.forward(decoder_norm_.forward(x));
       for (std::size_t s = 0; s < pairs.size(); ++s) {
@@ -173,11 +169,11 @@ class Translator {
         if (alignments != nullptr) {
           Matrix<float>& rows = (*alignments)[s];
           rows.conservativeResize(place + 1, in.lengths[s]);
-          rows.row(place) =
-              Eigen::Map<const Matrix<float>>(weights.row(row).data(), heads_, longest_)
-                  .leftCols(rows.cols())
-                  .colwise()
-                  .mean();
+          rows.row(place).setZero();
+          for (Index h = 0; h < heads_; ++h) {
+            rows.row(place) +=
+                weights.matrix(row, h).leftCols(rows.cols()) / static_cast<float>(heads_);
+          }
         }
         if (last[s] != 0) {
           answers[s].push_back(last[s]);
@@ -195,19 +191,6 @@ class Translator {
     Matrix<float> x = source_.forward(in);
     for (auto& block : encoder_) x = block.forward(x, mha::All{}, {.sequences = in.lengths});
     return encoder_norm_.forward(x);
-  }
-
-  /// The rows of a ragged batch as a row for each sequence, with room for the longest.
-  Matrix<float> padded(const Matrix<float>& x, const examples::Ragged& in) const {
-    Matrix<float> rows =
-        Matrix<float>::Zero(static_cast<Index>(in.lengths.size()), longest_ * width_);
-    const float* from = x.data();
-    for (Index s = 0; s < rows.rows(); ++s) {
-      const Index size = in.lengths[static_cast<std::size_t>(s)] * width_;
-      std::copy_n(from, size, rows.row(s).data());
-      from += size;
-    }
-    return rows;
   }
 
   Index width_, heads_, longest_;

@@ -144,25 +144,17 @@ class Captioner {
   /// Says the likeliest word, reads it, says the next.
   std::vector<Caption> describe(const std::vector<Scene>& scenes) {
     context_ = encoder_.forward(scenes);
-    const auto count = static_cast<Index>(scenes.size());
-    const Index width = context_.cols();
+    const std::vector<Index> patches(scenes.size(),
+                                     context_.rows() / static_cast<Index>(scenes.size()));
     std::vector<examples::DecoderPast> pasts;
-    for (const auto& block : blocks_) {  // what the scenes give to every word
-      const auto of_context = [&](const auto& projection) -> Matrix<float> {
-        Matrix<float> rows = examples::apply_linear(projection, context_);
-        return Eigen::Map<Matrix<float>>(rows.data(), count, rows.size() / count);
-      };
-      const auto& cross = block.cross.layer;
-      pasts.emplace_back(count, kLongest, width, of_context(cross.k_proj),
-                         of_context(cross.v_proj));
-    }
+    for (const auto& block : blocks_) pasts.emplace_back(block, context_, patches, kLongest);
     std::vector<Caption> captions(scenes.size());
     std::vector<int> last(scenes.size(), kStart);
     for (Index place = 0; place < kLongest; ++place) {
       Matrix<float> x = words_.forward(last);
       x.rowwise() += positions_.table.row(place);
       for (std::size_t n = 0; n < blocks_.size(); ++n) {
-        examples::decode_one(blocks_[n], pasts[n], x, place);
+        examples::decode_one(blocks_[n], pasts[n], x);
       }
       const Matrix<float> logits = next_.forward(norm_.forward(x));
       for (std::size_t n = 0; n < captions.size(); ++n) {

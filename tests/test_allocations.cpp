@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "support/matrices.hpp"
+#include "support/matchers.hpp"
 #include "support/targets.hpp"
 
 #include "support/catch.hpp"
@@ -19,10 +19,15 @@
 namespace {
 
 std::atomic<long> allocations{0};
+/// Allocations that still succeed, while it is not negative.
+std::atomic<long> left{-1};
 
-void* counted(void* block) {
+/// The block that allocate() gives, unless it is to fail.
+template <class F>
+void* counted(const F& allocate) {
   ++allocations;
-  return block;
+  if (left >= 0 && left-- == 0) return nullptr;
+  return allocate();
 }
 
 }  // namespace
@@ -39,25 +44,31 @@ void* __libc_realloc(void* block, std::size_t size);
 void* __libc_memalign(std::size_t alignment, std::size_t size);
 // NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 
-void* malloc(std::size_t size) { return counted(__libc_malloc(size)); }
-void* calloc(std::size_t count, std::size_t size) { return counted(__libc_calloc(count, size)); }
-void* realloc(void* block, std::size_t size) { return counted(__libc_realloc(block, size)); }
+void* malloc(std::size_t size) {
+  return counted([=] { return __libc_malloc(size); });
+}
+void* calloc(std::size_t count, std::size_t size) {
+  return counted([=] { return __libc_calloc(count, size); });
+}
+void* realloc(void* block, std::size_t size) {
+  return counted([=] { return __libc_realloc(block, size); });
+}
 void* memalign(std::size_t alignment, std::size_t size) {
-  return counted(__libc_memalign(alignment, size));
+  return counted([=] { return __libc_memalign(alignment, size); });
 }
 void* aligned_alloc(std::size_t alignment, std::size_t size) {
-  return counted(__libc_memalign(alignment, size));
+  return counted([=] { return __libc_memalign(alignment, size); });
 }
 int posix_memalign(void** block, std::size_t alignment, std::size_t size) {
-  *block = counted(__libc_memalign(alignment, size));
+  *block = counted([=] { return __libc_memalign(alignment, size); });
   return *block == nullptr ? 12 : 0;
 }
 }
 #else
 void* operator new(std::size_t size) {
-  void* const block = std::malloc(size == 0 ? 1 : size);
-  if (block == nullptr) std::abort();
-  return counted(block);
+  void* const block = counted([=] { return std::malloc(size == 0 ? 1 : size); });
+  if (block == nullptr) throw std::bad_alloc();
+  return block;
 }
 void operator delete(void* block) noexcept { std::free(block); }
 void operator delete(void* block, std::size_t) noexcept { std::free(block); }
@@ -436,3 +447,74 @@ TEST_CASE("attention of a matrix allocates its result and nothing else", "[alloc
           }) <= 1);
   }
 }
+
+#if defined(MHA_TEST_COUNTS_MALLOC)
+TEST_CASE("decoding with a workspace and reserved pages allocates nothing",
+          "[allocations][cache]") {
+  const mha::MultiHead<float, 4> layer(
+      {.embed_dim = 64, .kv_heads = 2, .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}});
+  mha::KvPool pool({.kv_heads = 2, .head_dim = 16, .pages = 20});
+  mha::KvSequence s = pool.sequence(), t = pool.sequence({.window_keys = 50, .first_keys = 2});
+  s.reserve(1000);
+  t.reserve(1000);
+  mha::Workspace workspace;
+  const mha::MultiHeadOptions options{.workspace = &workspace};
+  const std::vector<mha::KvLayer> caches{s.layer(0), t.layer(0)};
+  const Matrix<float> prompt = mha::test::random_matrix<float>(400, 64, 1);
+  const Matrix<float> token = mha::test::random_matrix<float>(2, 64, 2);
+  Matrix<float> output(400, 64), row(2, 64);
+  layer.forward_into(output, prompt, caches, mha::causal(), options);
+  for (int step = 0; step < 300; ++step) {
+    CHECK(allocations_of([&] { layer.forward_into(row, token, caches, mha::causal(), options); }) ==
+          0);
+  }
+  // Growing beyond what is reserved takes pages of the pool, and room for their numbers.
+  mha::Tensor<float> query({1, 4, 1, 16}), result({1, 4, 1, 16});
+  mha::attention_into(result, query, s.layer(0).keys(), mha::causal(), {.workspace = &workspace});
+  CHECK(allocations_of([&] {
+          mha::attention_into(result, query, s.layer(0).keys(), mha::causal(),
+                              {.workspace = &workspace});
+        }) == 0);
+}
+
+TEST_CASE("an allocation that fails leaves every cache as it was, whichever it is",
+          "[allocations][cache][trap]") {
+  const mha::MultiHead<float, 4> layer({.embed_dim = 64, .kv_heads = 2});
+  mha::KvPool pool({.layers = 2, .kv_heads = 2, .head_dim = 16, .pages = 20});
+  mha::KvSequence s = pool.sequence(), t = pool.sequence();
+  const Matrix<float> x = mha::test::random_matrix<float>(300, 64, 1);
+  const Matrix<float> prompt = x.topRows(100), chunk = x.middleRows(100, 200);
+  for (const Index l : {0, 1}) (void)layer(prompt, s.layer(l), mha::causal());
+  const mha::KvSequence before = s.fork();
+  const Matrix<float> expected = layer(Matrix<float>(x), mha::causal());
+  for (const bool fork : {false, true}) {
+    const Index free_pages = pool.free_pages(), size = s.layer(0).size(), other = t.layer(0).size();
+    long needed = 0;
+    for (bool failed = true; failed; ++needed) {
+      REQUIRE(needed < 1000);
+      failed = false;
+      left = needed;
+      try {
+        if (fork) {
+          const mha::KvSequence copy = s.fork();
+        } else {
+          (void)layer.forward(chunk, {s.layer(0), t.layer(0)}, mha::causal(),
+                              {.sequences = {150, 50}});
+        }
+        left = -1;
+      } catch (const std::bad_alloc&) {
+        left = -1;
+        failed = true;
+        CHECK(s.layer(0).size() == size);
+        CHECK(s.layer(1).size() == 100);
+        CHECK(t.layer(0).size() == other);
+        CHECK(pool.free_pages() >= free_pages - 1);  // a page that the fork shared may be copied
+      }
+    }
+    CHECK(needed > 3);
+  }
+  CHECK(s.layer(0).size() == 250);
+  const Matrix<float> rest = layer(Matrix<float>(x.bottomRows(50)), s.layer(0), mha::causal());
+  CHECK_THAT(rest, mha::test::HasBitsOf(Matrix<float>(expected.bottomRows(50))));
+}
+#endif

@@ -11,58 +11,48 @@
 
 namespace examples {
 
-/// What a decoder block keeps between words: a row per sequence, in it token after token.
-struct DecoderPast {
-  Matrix<float> keys, values, context_keys, context_values;
+/// What a decoder block keeps between words: keys and values of each sequence's words, and of its context.
+class DecoderPast {
+ public:
+  std::vector<mha::KvLayer> words, context;  ///< of each sequence
 
-  /// @param context_keys, context_values  projected: a row per sequence, token after token
-  DecoderPast(Index sequences, Index longest, Index width, Matrix<float> projected_keys,
-              Matrix<float> projected_values)
-      : keys(Matrix<float>::Zero(sequences, longest * width)),
-        values(keys),
-        context_keys(std::move(projected_keys)),
-        context_values(std::move(projected_values)) {}
+  /// @param context  the rows of all sequences, `lengths` of each
+  /// @param longest  words of a sequence, at the most
+  DecoderPast(const DecoderBlock& block, const Matrix<float>& context_rows,
+              const std::vector<Index>& lengths, Index longest)
+      : words_pool_(pool_of(block.self.layer, std::vector<Index>(lengths.size(), longest))),
+        context_pool_(pool_of(block.cross.layer, lengths)) {
+    for (std::size_t n = 0; n < lengths.size(); ++n) {
+      sequences_.push_back(words_pool_.sequence());
+      words.push_back(sequences_.back().layer(0));
+      sequences_.push_back(context_pool_.sequence());
+      context.push_back(sequences_.back().layer(0));
+    }
+    block.cross.layer.append(context_rows, context, {.sequences = lengths});
+  }
+
+ private:
+  static mha::KvPool pool_of(const Attention::Layer& layer, const std::vector<Index>& lengths) {
+    Index pages = 0;
+    for (const Index length : lengths) pages += length / 128 + 1;
+    return mha::KvPool(
+        {.kv_heads = layer.kv_heads(), .head_dim = layer.head_dim(), .pages = pages});
+  }
+
+  mha::KvPool words_pool_, context_pool_;
+  std::vector<mha::KvSequence> sequences_;
 };
 
-template <class Projection>
-Matrix<float> apply_linear(const Projection& linear, const Matrix<float>& x) {
-  return (x * linear.weight).rowwise() + linear.bias;
-}
-
-/// DecoderBlock::forward() at word `place` of every sequence, x holding a row for each: x becomes the
+/// DecoderBlock::forward() at the next word of every sequence, x holding a row for each: x becomes the
 /// block's output.
-/// @param context_rule  who of the context may be looked at, lengths(n) say
-/// @param weights       if given: of the cross-attention, sequences x (heads * context tokens)
-template <class RuleType = mha::All>
-void decode_one(DecoderBlock& block, DecoderPast& past, Matrix<float>& x, Index place,
-                const RuleType& context_rule = {}, Matrix<float>* weights = nullptr) {
-  const Index width = x.cols();
-  const Index heads = block.self.layer.num_heads();
-  const Index channels = width / heads;
-  const auto tokens = [&](const Matrix<float>& rows, Index number) {
-    return mha::TensorView<const float>(rows.data(), {x.rows(), heads, number, channels},
-                                        {rows.cols(), channels, width, 1});
-  };
-  Matrix<float> mixed(x.rows(), width);
-  mha::AttentionOutputs<float> outputs{.output = mha::split_heads(mixed, heads, x.rows())};
-
-  const auto& self = block.self.layer;
-  const Matrix<float> normal = block.norm1.forward(x);
-  past.keys.middleCols(place * width, width) = apply_linear(self.k_proj, normal);
-  past.values.middleCols(place * width, width) = apply_linear(self.v_proj, normal);
-  Matrix<float> query = apply_linear(self.q_proj, normal);
-  mha::attention_into(outputs, mha::split_heads(query, heads, x.rows()),
-                      tokens(past.keys, place + 1), tokens(past.values, place + 1));
-  x += apply_linear(self.out_proj, mixed);
-
-  const auto& cross = block.cross.layer;
-  query = apply_linear(cross.q_proj, block.norm2.forward(x));
-  const Index number = past.context_keys.cols() / width;
-  if (weights != nullptr) outputs.weights = {weights->data(), {x.rows(), heads, 1, number}};
-  mha::attention_into(outputs, mha::split_heads(query, heads, x.rows()),
-                      tokens(past.context_keys, number), tokens(past.context_values, number),
-                      context_rule);
-  x += apply_linear(cross.out_proj, mixed);
+/// @param weights  if given: of the cross-attention, [sequence, head, 1, longest context]
+inline void decode_one(DecoderBlock& block, const DecoderPast& past, Matrix<float>& x,
+                       mha::Tensor<float>* weights = nullptr) {
+  x += block.self.layer(block.norm1.forward(x), past.words, mha::causal());
+  auto looked = block.cross.layer.attend(block.norm2.forward(x), past.context, mha::all(),
+                                         {.need_weights = weights != nullptr});
+  if (weights != nullptr) *weights = std::move(looked.weights);
+  x += looked.output;
   x += block.feed_forward.forward(block.norm3.forward(x));
 }
 

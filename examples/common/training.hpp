@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <mha/mha.hpp>
+#include <optional>
 #include <random>
 #include <span>
 #include <vector>
@@ -52,35 +53,27 @@ inline void fill_uniform(std::span<float> values, float limit, std::mt19937& ran
 /// y = x W + b
 class Linear {
  public:
-  Matrix<float> weight;
-  RowVector<float> bias;
+  mha::Projection<float> map;
 
-  Linear(Index inputs, Index outputs, std::mt19937& random)
-      : weight(inputs, outputs),
-        bias(RowVector<float>::Zero(outputs)),
-        grad_weight_(Matrix<float>::Zero(inputs, outputs)),
-        grad_bias_(RowVector<float>::Zero(outputs)) {
-    fill_uniform({weight.data(), static_cast<std::size_t>(weight.size())},
+  Linear(Index inputs, Index outputs, std::mt19937& random) {
+    map.resize(inputs, outputs, true);
+    fill_uniform({map.weight.data(), static_cast<std::size_t>(map.weight.size())},
                  std::sqrt(6.0f / static_cast<float>(inputs + outputs)), random);
+    grad_ = map.zero_gradient();
   }
   Matrix<float> forward(const Matrix<float>& x) {
     x_ = x;
-    return (x * weight).rowwise() + bias;
+    return map(x);
   }
-  Matrix<float> backward(const Matrix<float>& grad) {
-    grad_weight_.noalias() += x_.transpose() * grad;
-    grad_bias_ += grad.colwise().sum();
-    return grad * weight.transpose();
-  }
+  Matrix<float> backward(const Matrix<float>& grad) { return map.apply_backward(grad_, grad, x_); }
   void collect(LearnedList& all) {
-    all.push_back(learned(weight, grad_weight_));
-    all.push_back(learned(bias, grad_bias_));
+    all.push_back(learned(map.weight, grad_.weight));
+    all.push_back(learned(map.bias, grad_.bias));
   }
 
  private:
   Matrix<float> x_;
-  Matrix<float> grad_weight_;
-  RowVector<float> grad_bias_;
+  mha::Projection<float>::Gradient grad_;
 };
 
 /// Each row: (x - mean) / sqrt(variance + epsilon) * gain + bias.
@@ -159,8 +152,10 @@ class Attention {
   using Layer = mha::MultiHead<float, Eigen::Dynamic>;
   Layer layer;
 
-  Attention(Index width, Index heads, std::mt19937& random)
-      : layer({.embed_dim = width, .num_heads = heads, .seed = random()}), grads_(layer) {}
+  Attention(Index width, Index heads, std::mt19937& random,
+            const std::optional<mha::Rotary>& rotary = {})
+      : layer({.embed_dim = width, .num_heads = heads, .rotary = rotary, .seed = random()}),
+        grads_(layer) {}
 
   template <class RuleType = mha::All>
   Matrix<float> forward(const Matrix<float>& x, const RuleType& rule = {},
@@ -248,8 +243,9 @@ class EncoderBlock {
  public:
   Attention attention;
 
-  EncoderBlock(Index width, Index heads, std::mt19937& random)
-      : attention(width, heads, random),
+  EncoderBlock(Index width, Index heads, std::mt19937& random,
+               const std::optional<mha::Rotary>& rotary = {})
+      : attention(width, heads, random, rotary),
         norm1_(width),
         norm2_(width),
         feed_forward_(width, 4 * width, random) {}
@@ -265,6 +261,12 @@ class EncoderBlock {
                          const mha::MultiHeadOptions& options = {}) {
     const Matrix<float> g = grad + norm2_.backward(feed_forward_.backward(grad));
     return g + norm1_.backward(attention.backward(g, rule, options));
+  }
+  /// forward() with a causal rule, of the next rows of sequences whose keys are kept: as many of each.
+  Matrix<float> decode(const Matrix<float>& x, const mha::KvLayers& caches) {
+    Matrix<float> y = x + attention.layer(norm1_.forward(x), caches, mha::causal());
+    y += feed_forward_.forward(norm2_.forward(y));
+    return y;
   }
   void collect(LearnedList& all) {
     attention.collect(all);

@@ -51,6 +51,8 @@ struct CachedCall {
                  .first;
     task = BatchTask<Scalar>{query, key, value, {}, {}, {}, &past_len, options.box};
     task.paged = &paged;
+    check_remembered(where, keys,
+                     rules.placed(task.extent(0), options.box.first_batch, 0).past_len);
     if (retention.window > 0) task.retention = &retention;
   }
 

@@ -35,8 +35,8 @@ struct KvPoolConfig {
 
 /// What a sequence remembers.
 struct KvSequenceOptions {
-  /// Keys that a query sees, its own among them, as window_keys(n); 0 = all. Older ones are masked, in every
-  /// call, and their pages given back.
+  /// The newest keys that a query sees, its own among them, as with window(n - 1, -1); 0 = all. Older ones are
+  /// masked, in every call, and their pages given back when the call after theirs has been made.
   Index window_keys = 0;
   Index first_keys =
       0;  ///< keys at the beginning that stay visible beside the window (attention sinks)
@@ -56,6 +56,8 @@ class CachedKeys {
   /// For the library: where they lie, and what is masked.
   kernels::PagedKeys paged() const { return state_->paged(layer_); }
   const kernels::Retention& retention() const { return state_->retention(); }
+  /// Keys that a query at `position` sees have not been forgotten.
+  bool has_seen_by(Index position) const { return state_->has_seen_by(position, size()); }
 
  private:
   friend class KvLayer;
@@ -63,6 +65,18 @@ class CachedKeys {
   const detail::CacheState* state_;
   Index layer_;
 };
+
+namespace detail {
+
+/// The first query of a call stands at `position`.
+inline void check_remembered(const char* where, const CachedKeys& keys, Index position) {
+  if (keys.retention().window == 0) return;
+  require(keys.has_seen_by(position), where, ": the keys that a query at position ", position,
+          " sees must not have been forgotten: window_keys is ", keys.retention().window, " of ",
+          keys.size(), " keys");
+}
+
+}  // namespace detail
 
 /// One layer of a sequence: refers to it, and must not outlive it.
 class KvLayer {

@@ -38,6 +38,7 @@ class AttentionCase : public AttentionInputs<Scalar> {
     if ((laws & 128) != 0) {
       in_box(bytes);
       in_parts(bytes);
+      in_cache(bytes);
     }
     if ((laws & 64) != 0) over_query();  // the last one: the query is gone then
   }
@@ -199,6 +200,42 @@ class AttentionCase : public AttentionInputs<Scalar> {
         if (cut > 0) all.join(part(0, cut));
         compare_bits("the keys in two parts", tensor_view(all.finish().output), output.view());
       });
+    }
+  }
+
+  /// One sequence, its keys and values in pages, added in pieces.
+  void in_cache(Bytes& bytes) const {
+    if constexpr (kKernelScalar) {
+      const auto& s = this->shape;
+      const bool placed = this->rule.place == Place::past_len || this->rule.place == Place::nothing;
+      if (s.batch == 0 || s.head_dim == 0 || s.value_dim == 0 || !placed) return;
+      const Index b = bytes.pick(s.batch);
+      Storage storage = std::is_same_v<Acc, double> ? Storage::f64 : Storage::f32;
+      if (std::is_same_v<Scalar, Eigen::half> && bytes.coin()) storage = Storage::f16;
+      if (std::is_same_v<Scalar, Eigen::bfloat16> && bytes.coin()) storage = Storage::bf16;
+      const KvPool pool({.kv_heads = s.kv_heads,
+                         .head_dim = s.head_dim,
+                         .value_dim = s.value_dim,
+                         .pages = s.kv_len / 128 + 1,
+                         .storage = storage});
+      const KvSequence sequence = pool.sequence();
+      for (Index done = 0; done < s.kv_len;) {
+        const Index count = bytes.between(1, s.kv_len - done);
+        sequence.layer(0).append(part_of(this->key.view(), b, 1, done, count),
+                                 part_of(this->value.view(), b, 1, done, count));
+        done += count;
+      }
+      AttentionOptions options;
+      options.box = {.first_batch = b, .batch = s.batch};
+      options.past_len = this->rule.past_len();
+      if (options.past_len.empty()) options.past_len = 0;
+      if (options.past_len.size() > 1) options.past_len = options.past_len[b];
+      Tensor<Scalar> again = plain_output(1, s.query_len);
+      with_rule_of<Scalar>(this->rule, {}, [&](const auto& rules) {
+        attention_into(again.view(), part_of(this->query.view(), b, 1, 0, s.query_len),
+                       sequence.layer(0).keys(), rules, options);
+      });
+      compare_bits("keys in a cache", again.view(), part_of(output.view(), b, 1, 0, s.query_len));
     }
   }
 

@@ -207,16 +207,18 @@ class CacheState {
     reserved_ = std::max(reserved_, pages_for(keys));
   }
 
-  /// All that the query behind key n - 1 would see is still there.
-  bool can_truncate(Index n) const {
-    if (n < 0 || n > size()) return false;
-    if (retention_.window == 0) return true;
-    for (Index page = 0; page * kPageKeys < n; ++page) {
-      const Index end = std::min((page + 1) * kPageKeys, n);
-      const bool seen = end > n - retention_.window + 1 || page * kPageKeys < retention_.first_keys;
+  /// Of keys 0, ..., keys - 1 all are still there that a query at `position` sees.
+  bool has_seen_by(Index position, Index keys) const {
+    const KeyRange gone = retention_.forgotten(position);
+    for (Index page = 0; page * kPageKeys < keys; ++page) {
+      const Index end = std::min((page + 1) * kPageKeys, keys);
+      const bool seen = page * kPageKeys < gone.begin || end > gone.end;
       if (seen && pages_[static_cast<std::size_t>(page)] < 0) return false;
     }
     return true;
+  }
+  bool can_truncate(Index n) const {
+    return n >= 0 && n <= size() && (n == 0 || has_seen_by(n - 1, n));
   }
   /// Keys n and behind are gone, in every layer; can_truncate(n).
   void truncate(Index n) noexcept {
@@ -234,11 +236,6 @@ class CacheState {
               " of the last call, got ", rows[k]);
       require(k == 0 || rows[k] > rows[k - 1], where, ": rows must rise, got ", rows[k], " behind ",
               k == 0 ? -1 : rows[k - 1]);
-    }
-    for (Index page = first / kPageKeys; page * kPageKeys < first + count; ++page) {
-      require(pages_[static_cast<std::size_t>(page)] >= 0, where,
-              ": the window must be as long as the last call, got a window of ", retention_.window,
-              " and ", count, " rows");
     }
     const Index end = first + static_cast<Index>(rows.size());
     make_writable(where, first, end);
@@ -280,21 +277,29 @@ class CacheState {
   void make_writable(const char* where, Index first, Index end) {
     if (first >= end) return;
     const auto had = static_cast<Index>(pages_.size());
-    grow(where, pages_for(end));
-    for (Index page = first / kPageKeys; page < had && page * kPageKeys < end; ++page) {
-      Index& own = pages_[static_cast<std::size_t>(page)];
-      if (!store_->is_shared(own)) continue;
-      const Index copy = store_->take();
-      if (copy < 0) {
-        keep_pages(had);
-        require_room(false, where,
-                     ": the pool has no page left for a copy of one that other sequences share");
-      }
-      std::memcpy(store_->at(copy), store_->at(own), shape().page_bytes());
-      store_->give_back(own);
-      own = copy;
-      addresses_[static_cast<std::size_t>(page)] = store_->at(copy);
+    const Index last = std::min(had, pages_for(end));
+    // One that was forgotten, and whose keys were then truncated: nothing is left in it.
+    const auto is_forgotten = [](Index page) { return page < 0; };
+    Index replaced = 0;
+    for (Index page = first / kPageKeys; page < last; ++page) {
+      const Index own = pages_[static_cast<std::size_t>(page)];
+      if (is_forgotten(own) || store_->is_shared(own)) ++replaced;
     }
+    grow(where, std::max(had, pages_for(end)) + replaced);  // all of them, or none
+    for (Index page = first / kPageKeys; page < last; ++page) {
+      Index& own = pages_[static_cast<std::size_t>(page)];
+      // Shared no longer, if another thread's sequence has let go of it meanwhile.
+      if (!is_forgotten(own) && !store_->is_shared(own)) continue;
+      if (!is_forgotten(own)) {
+        std::memcpy(addresses_.back(), store_->at(own), shape().page_bytes());
+        store_->give_back(own);
+      }
+      own = pages_.back();
+      addresses_[static_cast<std::size_t>(page)] = addresses_.back();
+      pages_.pop_back();
+      addresses_.pop_back();
+    }
+    keep_pages(std::max(had, pages_for(end)));
   }
 
   /// Gives back all but the first `count` pages.
@@ -306,9 +311,9 @@ class CacheState {
     }
   }
 
-  /// Gives back pages all of whose keys no query from size() on can see.
+  /// Gives back pages all of whose keys no later query can see, also if the last call is taken back.
   void forget() noexcept {
-    const KeyRange gone = retention_.forgotten(size());
+    const KeyRange gone = retention_.forgotten(std::min(size(), first_of_last_) - 1);
     for (Index page = (gone.begin + kPageKeys - 1) / kPageKeys; (page + 1) * kPageKeys <= gone.end;
          ++page) {
       Index& own = pages_[static_cast<std::size_t>(page)];

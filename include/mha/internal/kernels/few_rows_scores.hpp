@@ -98,17 +98,15 @@ class FewRowsScores {
     const KeyTiles<In, T>& tiles = heads_[0].tiles;
     if (const T* const panel = tiles.panel(from); panel != nullptr) {
       multiply_panel(panel, kKeyTile, keys, at_.s);
+    } else if (tiles.in_pages()) {
+      tiles.convert_panel(from, to, at_.key, kKeyTile);
+      multiply_panel(at_.key, kKeyTile, keys, at_.s);
     } else {
       // As many keys at a time as keep their transposed panel in the first-level cache.
       constexpr Index kPanel = FewRowsMemory<T>::kPanel;
       for (Index j = 0; j < keys; j += kPanel) {
         const Index count = std::min(kPanel, keys - j);
-        if (tiles.in_pages()) {
-          tiles.convert_panel(from + j, from + j + count, at_.key, kPanel);
-          multiply_panel(at_.key, kPanel, count, at_.s + j);
-        } else {
-          multiply(tiles.keys(from + j, from + j + count, at_.plain), at_.s + j);
-        }
+        multiply(tiles.keys(from + j, from + j + count, at_.plain), at_.s + j);
       }
     }
     scale_and_cap(keys);

@@ -209,7 +209,8 @@ class GradientTile : public QueryScores<In, In, T> {
   using Tile::task_;
 
   void pack_rows(const MatrixView<const In>& all, T* panel) {
-    const MatrixView<const T> rows = rows_of(all, at_.scratch.output, first_, first_ + count_);
+    const MatrixView<const T> rows =
+        rows_of(kernels_, all, at_.scratch.output, first_, first_ + count_);
     kernels_.pack(rows.data, rows.row_stride, rows.col_stride, count_, rows.cols, T(1), panel,
                   kWide, groups_ * kGroup);
   }

@@ -37,8 +37,8 @@ Head<In, Out, T> make_head(const Kernels<T>& kernels, const RuleCalls<T>& calls,
   const HeadTask<In, Out, T> task = call.head(b, h);
   const Index kv_head = h / (call.query.size(1) / call.key.size(1));
   const PagedKeys* const paged = call.paged == nullptr ? nullptr : call.paged + b;
-  return {kernels, calls, calls.placed(calls.rules, call.extent(b), whole_b, whole_h), whole_b,
-          whole_h, task,  KeyTiles<In, T>(task.key, task.value, paged, kv_head)};
+  return {kernels, calls, calls.placed(calls.rules, call.extent(b), whole_b, whole_h),   whole_b,
+          whole_h, task,  KeyTiles<In, T>(kernels, task.key, task.value, paged, kv_head)};
 }
 
 /// Of keys from, ..., to - 1 those in the range of a row.

@@ -28,7 +28,16 @@ inline std::size_t page_bytes_of_head(Index head_dim, Index value_dim, Storage s
 
 /// Element-wise conversion into memory of ours.
 template <class In, class T>
-void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
+void convert_rows([[maybe_unused]] const Kernels<T>& kernels, const MatrixView<const In>& from,
+                  T* to, Index to_row) {
+  constexpr bool kBf16 = std::is_same_v<In, Eigen::bfloat16>;
+  if constexpr (kBf16 || std::is_same_v<In, Eigen::half>) {
+    if (from.col_stride == 1) {
+      kernels.widen(reinterpret_cast<const std::uint16_t*>(from.data), from.row_stride, from.rows,
+                    from.cols, kBf16, to, to_row);
+      return;
+    }
+  }
   for (Index r = 0; r < from.rows; ++r) {
     for (Index c = 0; c < from.cols; ++c) {
       to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
@@ -38,13 +47,14 @@ void convert_rows(const MatrixView<const In>& from, T* to, Index to_row) {
 
 /// Rows from, ..., to - 1 of a matrix as T: where they lie, or converted into `copy`.
 template <class In, class T>
-MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
+MatrixView<const T> rows_of([[maybe_unused]] const Kernels<T>& kernels,
+                            const MatrixView<const In>& whole, [[maybe_unused]] T* copy, Index from,
                             Index to) {
   const MatrixView<const In> rows = whole.middle_rows(from, to - from);
   if constexpr (std::is_same_v<In, T>) {
     return rows;
   } else {
-    convert_rows(rows, copy, rows.cols);
+    convert_rows(kernels, rows, copy, rows.cols);
     return {copy, rows.rows, rows.cols, rows.cols, 1};
   }
 }
@@ -52,9 +62,9 @@ MatrixView<const T> rows_of(const MatrixView<const In>& whole, [[maybe_unused]] 
 template <class In, class T>
 class KeyTiles {
  public:
-  KeyTiles(const MatrixView<const In>& key, const MatrixView<const In>& value,
-           const PagedKeys* paged, Index kv_head)
-      : key_(key), value_(value), paged_(paged) {
+  KeyTiles(const Kernels<T>& kernels, const MatrixView<const In>& key,
+           const MatrixView<const In>& value, const PagedKeys* paged, Index kv_head)
+      : kernels_(kernels), key_(key), value_(value), paged_(paged) {
     if (paged == nullptr) return;
     first_key_ = paged->first_head + static_cast<std::size_t>(kv_head) * paged->head_bytes;
     first_value_ = first_key_ + static_cast<std::size_t>(kKeyTile * key.cols) *
@@ -66,14 +76,14 @@ class KeyTiles {
 
   /// Keys from, ..., to - 1 of one tile: where they lie, or converted into `copy`.
   MatrixView<const T> keys(Index from, Index to, T* copy) const {
-    if (!in_pages()) return rows_of(key_, copy, from, to);
+    if (!in_pages()) return rows_of(kernels_, key_, copy, from, to);
     if (in_place_) return {panel(from), to - from, key_.cols, 1, kKeyTile};
     convert_panel(from, to, copy, to - from);
     return {copy, to - from, key_.cols, 1, to - from};
   }
   /// Values likewise.
   MatrixView<const T> values(Index from, Index to, T* copy) const {
-    if (!in_pages()) return rows_of(value_, copy, from, to);
+    if (!in_pages()) return rows_of(kernels_, value_, copy, from, to);
     if (in_place_) return {value_row<T>(from), to - from, value_.cols, value_.cols, 1};
     copy_values(from, to, copy, value_.cols);
     return {copy, to - from, value_.cols, value_.cols, 1};
@@ -88,10 +98,10 @@ class KeyTiles {
   void convert_panel(Index from, Index to_key, T* to, Index step) const {
     mha::detail::with_stored_type(paged_->storage, [&](auto x) {
       using Stored = decltype(x);
-      const auto* row = reinterpret_cast<const Stored*>(page(from) + first_key_) + from % kKeyTile;
-      for (Index d = 0; d < key_.cols; ++d, row += kKeyTile, to += step) {
-        for (Index j = 0; j < to_key - from; ++j) to[j] = mha::detail::convert<T>(row[j]);
-      }
+      const auto* const keys =
+          reinterpret_cast<const Stored*>(page(from) + first_key_) + from % kKeyTile;
+      const MatrixView<const Stored> rows{keys, key_.cols, to_key - from, kKeyTile, 1};
+      convert_rows(kernels_, rows, to, step);
     });
   }
 
@@ -109,14 +119,14 @@ class KeyTiles {
   /// Rows of values, `step` apart in `to`.
   void copy_values(Index from, Index to_key, T* to, Index step) const {
     if (!in_pages()) {
-      convert_rows(value_.middle_rows(from, to_key - from), to, step);
+      convert_rows(kernels_, value_.middle_rows(from, to_key - from), to, step);
       return;
     }
     mha::detail::with_stored_type(paged_->storage, [&](auto x) {
       using Stored = decltype(x);
       const MatrixView<const Stored> rows{value_row<Stored>(from), to_key - from, value_.cols,
                                           value_.cols, 1};
-      convert_rows(rows, to, step);
+      convert_rows(kernels_, rows, to, step);
     });
   }
 
@@ -127,6 +137,7 @@ class KeyTiles {
     return reinterpret_cast<const Stored*>(page(key) + first_value_) + key % kKeyTile * value_.cols;
   }
 
+  const Kernels<T>& kernels_;
   MatrixView<const In> key_, value_;
   const PagedKeys* paged_;
   std::size_t first_key_ = 0, first_value_ = 0;  ///< bytes into a page

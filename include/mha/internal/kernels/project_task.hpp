@@ -114,7 +114,7 @@ class ProjectTask {
       x_row = x_.row_stride;
       x_step = x_.col_stride;
     } else {
-      if (!packed_) convert_rows(x_, at_.x, x_.cols);
+      if (!packed_) convert_rows(kernels_, x_, at_.x, x_.cols);
       packed_ = true;
       x = at_.x;
       x_row = x_.cols;
@@ -247,7 +247,7 @@ class ProjectTask {
         kernels_.pack(rows.data, rows.row_stride, rows.col_stride, rows.rows, rows.cols, T(1),
                       panel, kWide, lanes_of(t));
       } else {
-        convert_rows(rows, at_.rows, rows.cols);
+        convert_rows(kernels_, rows, at_.rows, rows.cols);
         kernels_.pack(at_.rows, rows.cols, 1, rows.rows, rows.cols, T(1), panel, kWide,
                       lanes_of(t));
       }

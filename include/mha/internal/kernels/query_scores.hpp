@@ -63,7 +63,7 @@ class QueryScores {
       kernels_.pack(rows.data, rows.row_stride, rows.col_stride, count_, rows.cols, factor,
                     at_.query, kWide, lanes);
     } else {
-      convert_rows(rows, at_.scratch.output, rows.cols);
+      convert_rows(kernels_, rows, at_.scratch.output, rows.cols);
       kernels_.pack(at_.scratch.output, rows.cols, 1, count_, rows.cols, factor, at_.query, kWide,
                     lanes);
     }

@@ -162,6 +162,10 @@ struct Kernels {
 
   /// grad[j][l] *= 1 - (capped[j][l] / cap)^2, and 0 stays 0, whatever the score is there.
   void (*softcap_gradient)(const T* capped, T* grad, Index keys, Index vectors, T cap);
+
+  /// to[r][c] = from[r][c], which are bfloat16 or IEEE half.
+  void (*widen)(const std::uint16_t* from, Index from_row, Index rows, Index cols, bool bf16, T* to,
+                Index to_row);
 };
 
 }  // namespace mha::kernels

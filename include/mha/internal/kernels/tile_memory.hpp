@@ -192,7 +192,7 @@ struct FewRowsMemory {
     if (sizes.extra_key) extra = SoftmaxState<T>::take(rows * wide, rows, arena);
     part = arena.take<T>(rows * wide);
     query = arena.take<T>(rows * sizes.head_dim);
-    key = arena.take<T>(sizes.head_dim * kPanel);
+    key = arena.take<T>(sizes.head_dim * (sizes.converts ? kKeyTile : kPanel));
     s = arena.take<T>(rows * kKeyTile);
     const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);
     value = arena.take<T>(keys * wide);

@@ -109,6 +109,7 @@ class CachedPass : public LayerPass<Layer> {
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment(rows, b, 0, appends);
       rules.check_place(where_, {num_heads, s.query_len, s.kv_len, s.past_len}, b, true);
+      if (!appends) check_remembered(where_, caches_[b].keys(), s.past_len);
     }
   }
 

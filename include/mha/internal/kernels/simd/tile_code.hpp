@@ -9,6 +9,7 @@
 #include "mha/internal/kernels/simd/tile_vectors.hpp"
 #include "mha/internal/kernels/simd/tile_product.hpp"
 #include "mha/internal/kernels/simd/tile_pack.hpp"
+#include "mha/internal/kernels/simd/tile_convert.hpp"
 #include "mha/internal/kernels/simd/tile_softmax.hpp"
 #include "mha/internal/kernels/simd/tile_modify.hpp"
 #include "mha/internal/kernels/simd/tile_gradient.hpp"

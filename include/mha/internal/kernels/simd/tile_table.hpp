@@ -27,7 +27,8 @@ inline constexpr Kernels<T> kTable = {Simd<T>::kCount,
                                       drop_gradient<T>,
                                       dot<T>,
                                       weight_gradient<T>,
-                                      softcap_gradient<T>};
+                                      softcap_gradient<T>,
+                                      widen<T>};
 
 }  // namespace mha::kernels::MHA_TARGET
 #endif
