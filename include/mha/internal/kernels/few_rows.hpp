@@ -176,6 +176,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
       x.c = part + row * at_.wide;
       x.c_row = at_.wide;
       x.accumulate = true;
+      if (values != at_.value && heads_[0].tiles.in_pages()) x.b_ahead = kRowsAhead * stride;
       x.fetch[0] = x.fetch[1] = x.a;
       kernels_.product(x);
     }

@@ -12,6 +12,10 @@ namespace mha::inline MHA_ABI::kernels {
 /// Rows that are computed together at the most.
 inline constexpr Index kFewRows = 8;
 
+/// Rows of keys and values by which they are fetched from pages ahead of their use. Of 32 query and 8 key heads
+/// of 128 with 4096 keys, from memory: 0.82 of the time without; from the last-level cache: 0.94.
+inline constexpr Index kRowsAhead = 12;
+
 template <class In, class Out, class T>
 class FewRowsScores {
  public:
@@ -97,7 +101,7 @@ class FewRowsScores {
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
     const KeyTiles<In, T>& tiles = heads_[0].tiles;
     if (const T* const panel = tiles.panel(from); panel != nullptr) {
-      multiply_panel(panel, kKeyTile, keys, at_.s);
+      multiply_panel(panel, kKeyTile, keys, at_.s, kRowsAhead * kKeyTile);
     } else if (tiles.in_pages()) {
       tiles.convert_panel(from, to, at_.key, kKeyTile);
       multiply_panel(at_.key, kKeyTile, keys, at_.s);
@@ -131,8 +135,9 @@ class FewRowsScores {
     multiply_panel(at_.key, kPanel, key.rows, scores);
   }
   /// Of transposed keys, whose rows are `step` apart and may be read in whole vectors.
-  void multiply_panel(const T* panel, Index step, Index keys, T* scores) {
+  void multiply_panel(const T* panel, Index step, Index keys, T* scores, Index ahead = 0) {
     Product<T> x;
+    x.b_ahead = ahead;
     x.rows = rows_;
     x.vectors = vectors_of(keys);
     x.depth = key_.cols;

@@ -74,6 +74,8 @@ struct Product {
   const T* fetch[2] = {nullptr, nullptr};
   Index fetch_step = 0;
   Index fetch_strip = 0;
+  /// If not 0: how far ahead of its use B is fetched, of a B that comes from memory and is used once.
+  Index b_ahead = 0;
 };
 
 /// The dropout of a tile's queries, lane by lane: see dropout.hpp.

@@ -66,6 +66,22 @@ void product_strips(Index strips, Product<T>& x) {
     const T* fetch_now = fetch;
     const Index ahead = kFetchAhead * x.a_step + R - 1;
     Index k = x.depth;
+    if constexpr (R > 1 &&
+                  W == kTileVectors) {  // of one row the processor's own fetching is enough
+      if (x.b_ahead != 0) {
+        const T* b_fetch = x.b + x.b_ahead;
+        for (; k > 0; --k) {
+          MHA_UNROLL for (int w = 0; w < W; ++w) MHA_PREFETCH(b_fetch + w * kCount, 3);
+          multiply_add<T, R, W>(sum, a_now, a_row, b_now);
+          a_now += x.a_step;
+          b_now += x.b_step;
+          b_fetch += x.b_step;
+          MHA_MOVING_POINTER(a_now);
+          MHA_MOVING_POINTER(b_now);
+          MHA_MOVING_POINTER(b_fetch);
+        }
+      }
+    }
     for (; k >= 2; k -= 2) {
       MHA_PREFETCH(fetch_now, 2);
       fetch_now += x.fetch_step;

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+//
+// Decoding: one query per head against cached keys, one thread, beside the time that reading the same bytes takes.
+// "cold": eight sequences in turn, whose keys do not fit the processor's caches together; "hot": one sequence.
+// Prints a table; --short runs each once.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mha/mha.hpp>
+#include <vector>
+
+#include "support/machine.hpp"
+#include "support/timing.hpp"
+
+namespace mha_bench {
+namespace {
+
+using mha::Index;
+using mha::Storage;
+
+struct Shape {
+  const char* name;
+  Index heads, kv_heads, head_dim, keys, sequences;
+
+  std::size_t numbers() const { return static_cast<std::size_t>(2 * kv_heads * keys * head_dim); }
+};
+
+constexpr Shape kShapes[] = {{"cold", 32, 8, 128, 4096, 8},
+                             {"hot", 32, 8, 128, 4096, 1},
+                             {"cold", 8, 8, 128, 4096, 8},
+                             {"hot", 16, 4, 32, 1024, 1},
+                             {"hot", 12, 12, 64, 16, 1}};
+
+mha::Tensor<float> random_tensor(const std::array<Index, 4>& sizes) {
+  mha::Tensor<float> tensor(sizes);
+  for (Index k = 0; k < sizes[0] * sizes[1] * sizes[2] * sizes[3]; ++k) {
+    tensor.data()[k] = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5F;
+  }
+  return tensor;
+}
+
+/// A query against one sequence after the other.
+class Decoding : public Call {
+ public:
+  explicit Decoding(const Shape& s)
+      : shape_(s),
+        query_(random_tensor({1, s.heads, 1, s.head_dim})),
+        output_({1, s.heads, 1, s.head_dim}) {}
+
+ protected:
+  std::size_t next() { return turn_++ % static_cast<std::size_t>(shape_.sequences); }
+  Shape shape_;
+  mha::Tensor<float> query_, output_;
+  mha::Workspace workspace_;
+
+ private:
+  std::size_t turn_ = 0;
+};
+
+class FromCache : public Decoding {
+ public:
+  FromCache(const Shape& s, Storage storage)
+      : Decoding(s),
+        pool_({.kv_heads = s.kv_heads,
+               .head_dim = s.head_dim,
+               .pages = (s.keys + 127) / 128 * s.sequences,
+               .storage = storage}) {
+    for (Index n = 0; n < s.sequences; ++n) {
+      sequences_.push_back(pool_.sequence());
+      const std::array<Index, 4> sizes{1, s.kv_heads, s.keys, s.head_dim};
+      sequences_.back().layer(0).append(random_tensor(sizes), random_tensor(sizes));
+    }
+  }
+  void run() override {
+    mha::attention_into(output_, query_, sequences_[next()].layer(0).keys(), mha::all(),
+                        {.workspace = &workspace_});
+  }
+
+ private:
+  mha::KvPool pool_;
+  std::vector<mha::KvSequence> sequences_;
+};
+
+/// Keys and values in tensors of the caller's.
+class FromTensors : public Decoding {
+ public:
+  explicit FromTensors(const Shape& s) : Decoding(s) {
+    for (Index n = 0; n < s.sequences; ++n) {
+      const std::array<Index, 4> sizes{1, s.kv_heads, s.keys, s.head_dim};
+      keys_.push_back(random_tensor(sizes));
+      values_.push_back(random_tensor(sizes));
+    }
+  }
+  void run() override {
+    const std::size_t n = next();
+    mha::attention_into(output_, query_, keys_[n], values_[n], {.workspace = &workspace_});
+  }
+
+ private:
+  std::vector<mha::Tensor<float>> keys_, values_;
+};
+
+/// The same bytes, added up.
+class Reading : public Decoding {
+ public:
+  Reading(const Shape& s, std::size_t bytes_of_number)
+      : Decoding(s),
+        count_(s.numbers() * bytes_of_number / sizeof(float)),
+        memory_(count_ * static_cast<std::size_t>(s.sequences) * sizeof(float)) {
+    std::memset(memory_.data(), 0, memory_.size());
+  }
+  void run() override {
+    total_ =
+        total_ + read_all(reinterpret_cast<const float*>(memory_.data()) + next() * count_, count_);
+  }
+
+ private:
+  std::size_t count_;
+  mha::Workspace memory_;  // begins with a cache line
+  volatile float total_ = 0;
+};
+
+/// A step of a layer: one token, whose key is taken back again.
+class LayerStep : public Call {
+ public:
+  LayerStep()
+      : layer_({.embed_dim = 512,
+                .num_heads = 16,
+                .kv_heads = 4,
+                .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}}),
+        cache_({.kv_heads = 4, .head_dim = 32, .capacity = 1100}),
+        token_(mha::Matrix<float>::Random(1, 512)),
+        output_(1, 512) {
+    (void)layer_(mha::Matrix<float>::Random(1024, 512), cache_, mha::causal());
+  }
+  void run() override {
+    layer_.forward_into(output_, token_, cache_, mha::causal(), {.workspace = &workspace_});
+    cache_.truncate(1024);
+  }
+
+ private:
+  mha::MultiHead<float, Eigen::Dynamic> layer_;
+  mha::KvCache cache_;
+  mha::Matrix<float> token_, output_;
+  mha::Workspace workspace_;
+};
+
+void print(const Shape& s, bool brief) {
+  std::vector<Entrant> entrants(6);
+  entrants[0].call = std::make_unique<FromCache>(s, Storage::f32);
+  entrants[1].call = std::make_unique<FromTensors>(s);
+  entrants[2].call = std::make_unique<Reading>(s, 4);
+  entrants[3].call = std::make_unique<FromCache>(s, Storage::bf16);
+  entrants[4].call = std::make_unique<FromCache>(s, Storage::f16);
+  entrants[5].call = std::make_unique<Reading>(s, 2);
+  time_in_turn(entrants, 1, brief ? kShortPlan : TimingPlan{.seconds_each = 1.0},
+               [](std::size_t) {});
+  std::printf("| %-4s %2lld / %2lld of %3lld, %4lld keys |", s.name,
+              static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
+              static_cast<long long>(s.head_dim), static_cast<long long>(s.keys));
+  for (std::size_t n = 0; n < 6; ++n) {
+    const double ms = entrants[n].median_ms();
+    const double reading = entrants[n < 3 ? 2 : 5].median_ms();
+    if (n == 2 || n == 5) {
+      std::printf(" %9.2f us %5.1f GB/s |", 1e3 * ms,
+                  static_cast<double>(s.numbers()) * (n == 2 ? 4 : 2) / ms * 1e-6);
+    } else {
+      std::printf(" %9.2f us %5.2f |", 1e3 * ms, ms / reading);
+    }
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+}  // namespace
+}  // namespace mha_bench
+
+int main(int argc, char** argv) {
+  using namespace mha_bench;
+  const bool brief = argc == 2 && std::strcmp(argv[1], "--short") == 0;
+  if (argc > 1 && !brief) {
+    std::fprintf(stderr, "usage: bench_decode [--short]\n");
+    return EXIT_FAILURE;
+  }
+  std::printf(
+      "Decoding, one thread: medians, and how many times as long as reading the same bytes "
+      "takes\n\n"
+      "| query / key heads, keys      | float cache        | float tensors      | reading it       "
+      "     "
+      "| bfloat16 cache     | half cache         | reading it            |\n"
+      "| ---------------------------- | ------------------ | ------------------ | "
+      "--------------------- "
+      "| ------------------ | ------------------ | --------------------- |\n");
+  for (const Shape& s : kShapes) print(s, brief);
+  std::vector<Entrant> layer(1);
+  layer[0].call = std::make_unique<LayerStep>();
+  time_in_turn(layer, 1, brief ? kShortPlan : TimingPlan{.seconds_each = 1.0}, [](std::size_t) {});
+  std::printf(
+      "\nA step of a layer (embed_dim 512, 16 / 4 heads, rotary, 1024 keys): %.1f us at best, %.1f "
+      "median\n",
+      1e3 * layer[0].min_ms(), 1e3 * layer[0].median_ms());
+  return EXIT_SUCCESS;
+}
