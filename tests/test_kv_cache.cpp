@@ -378,6 +378,65 @@ TEST_CASE("of a tree of guesses the accepted rows have the bits of plain decodin
              uncached(text, 126, 3, mha::causal()));
 }
 
+namespace {
+
+/// ONNX's TensorScatter-24 along the tokens, from its specification: cell write_index + s of the cache becomes
+/// row s of the update; in circular mode that number counts modulo the cache's length.
+void tensor_scatter(Tensor<float>& cache, const TensorView<const float>& update, Index write_index,
+                    bool circular) {
+  for (Index h = 0; h < update.size(1); ++h) {
+    for (Index s = 0; s < update.size(2); ++s) {
+      Index cell = write_index + s;
+      if (circular) cell %= cache.size(2);
+      for (Index d = 0; d < update.size(3); ++d) cache.view()(0, h, cell, d) = update(0, h, s, d);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("linear TensorScatter-24: a cache that is appended to is the one that it writes",
+          "[cache][onnx]") {
+  // Its write_indices are the keys that are there; attention then takes so many cells, nonpad_kv_seqlen.
+  const Text<float> text(300);
+  Tensor<float> key({1, kKvHeads, 300, kHeadDim}), value({1, kKvHeads, 300, kValueDim});
+  KvCache cache(
+      {.kv_heads = kKvHeads, .head_dim = kHeadDim, .value_dim = kValueDim, .capacity = 300});
+  Index size = 0;
+  for (const Index count : {7, 1, 130, 1, 2, 100, 59}) {
+    tensor_scatter(key, tokens(text.key, size, count), size, false);
+    tensor_scatter(value, tokens(text.value, size, count), size, false);
+    append(cache.layer(), text, size, count);
+    size += count;
+    const auto query = tokens(text.query, size - count, count);
+    CHECK_THAT(stacked(attention(query, cache.keys(), mha::causal())),
+               HasBitsOf(stacked(attention(
+                   query, key, value, mha::lengths(size) & mha::causal_offset(size - count)))));
+  }
+}
+
+TEST_CASE("circular TensorScatter-24: a window of as many keys sees what its cells hold",
+          "[cache][onnx]") {
+  // The cells are the same keys in another order: sums of 100 terms below 1 in two orders differ by at most
+  // 2 * 100 roundings of 2^-24 each, and those of the softmax's denominator likewise: 400 * 2^-24 = 2.4e-5.
+  constexpr Index kCells = 100;
+  const Text<float> text(420);
+  Tensor<float> key({1, kKvHeads, kCells, kHeadDim}), value({1, kKvHeads, kCells, kValueDim});
+  KvSequence s = pool_of(6, Storage::f32).sequence({.window_keys = kCells});
+  Index size = 0;
+  for (const Index count : {60, 40, 1, 1, 99, 100, 37, 1, 1, 80}) {
+    tensor_scatter(key, tokens(text.key, size, count), size, true);
+    tensor_scatter(value, tokens(text.value, size, count), size, true);
+    append(s.layer(0), text, size, count);
+    size += count;
+    if (size < kCells) continue;  // some cells hold nothing yet
+    const auto query = tokens(text.query, size - 1, 1);
+    CHECK_THAT(stacked(attention(query, s.layer(0).keys(), mha::causal())),
+               mha::test::IsClose(stacked(attention(query, key, value)), 2.4e-5));
+  }
+  CHECK(s.pages() <= 2 + 1);
+}
+
 TEST_CASE("a cache refuses keys beyond its capacity, and a pool beyond its pages; nothing changes",
           "[cache][misuse]") {
   const Text<float> text(300);
