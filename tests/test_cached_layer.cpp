@@ -325,6 +325,22 @@ TEST_CASE("the layer refuses caches that do not fit", "[cache][misuse]") {
         std::string::npos);
   CHECK(message_of([&] { (void)layer.forward(Matrix<float>(6, 23), s.layer(0), mha::causal()); }) ==
         "mha::MultiHead::forward: x.cols() must equal embed_dim, got 23 and 24");
+  // A mask of the whole sequence is none of a step, of which row 0 is the call's first.
+  (void)layer(Matrix<float>(x.topRows(1)), t.layer(0), mha::causal());
+  const Matrix<bool> square = Matrix<bool>::Constant(6, 6, true);
+  CHECK(message_of([&] {
+          (void)layer.forward(Matrix<float>(x.row(1)), t.layer(0), mha::keep(square));
+        }).find("must have 1 or 1 entries along query_len, got 6") != std::string::npos);
+  CHECK(t.size() == 1);
+  t.clear();
+  KvSequence windowed = pool.sequence({.window_keys = 4});
+  CHECK(
+      message_of([&] {
+        (void)layer.forward(x, windowed.layer(0), mha::causal(), {.positions = {0, 1, 1, 2, 3, 4}});
+      }) ==
+      "mha::MultiHead::forward: positions must rise by 1 in a sequence with window_keys, got 1 and "
+      "1 "
+      "in rows 1 and 2 of sequence 0");
   KvCache other({.kv_heads = 2, .head_dim = 10, .capacity = 10});
   CHECK(message_of([&] { (void)layer.forward(x, other, mha::causal()); }) ==
         "mha::MultiHead::forward: a cache must have the layer's kv_heads 2, head_dim 10 and "

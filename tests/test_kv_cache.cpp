@@ -513,6 +513,62 @@ TEST_CASE("different sequences of a pool on different threads", "[cache][threads
   }
 }
 
+TEST_CASE("a window goes by where rules place the queries, and by its own sequence in a batch",
+          "[cache][trap]") {
+  const Text<float> text(300);
+  KvSequence s = pool_of(4, Storage::f32).sequence({.window_keys = 4});
+  append(s.layer(0), text, 0, 20);
+  const auto query = tokens(text.query, 0, 1);
+  const auto key = tokens(text.key, 0, 20), value = tokens(text.value, 0, 20);
+  const auto window = mha::window(3, -1);
+  CHECK_THAT(stacked(attention(query, s.layer(0).keys(), mha::causal_offset(2))),
+             HasBitsOf(stacked(attention(query, key, value, mha::causal_offset(2) & window))));
+  CHECK_THAT(stacked(attention(query, s.layer(0).keys(), mha::query_offset(2) & mha::causal())),
+             HasBitsOf(stacked(attention(query, key, value, mha::causal_offset(2) & window))));
+  // Sequence 1000 of a larger problem.
+  CHECK_THAT(
+      stacked(attention(query, s.layer(0).keys(), mha::causal(), {.box = {.first_batch = 1000}})),
+      HasBitsOf(stacked(attention(query, s.layer(0).keys(), mha::causal()))));
+  for (Index size = 20; size < 300; size += 20) append(s.layer(0), text, size, 20);
+  CHECK(message_of([&] {
+          (void)attention(query, s.layer(0).keys(), mha::causal_offset(2));
+        }).find("a query at position 2 sees must not have been forgotten") != std::string::npos);
+}
+
+TEST_CASE("no tokens are no call that could be taken back", "[cache][trap]") {
+  const Text<float> text(20);
+  KvSequence s = pool_of(2, Storage::f32).sequence();
+  append(s.layer(0), text, 0, 5);
+  append(s.layer(0), text, 5, 3);
+  append(s.layer(0), text, 8, 0);
+  s.accept({});
+  CHECK(s.size() == 5);
+}
+
+TEST_CASE("a copy of a shared page comes from the sequence's own reserve first", "[cache]") {
+  const Text<float> text(300);
+  const KvPool pool = pool_of(2, Storage::f32);
+  KvSequence s = pool.sequence();
+  s.reserve(256);
+  append(s.layer(0), text, 0, 10);
+  const KvSequence fork = s.fork();
+  append(s.layer(0), text, 10, 1);
+  CHECK(s.size() == 11);
+  CHECK(fork.size() == 10);
+  check_same(cached(s.layer(0).keys(), text, 2, mha::causal()),
+             uncached(text, 11, 2, mha::causal()));
+}
+
+TEST_CASE("a sequence that has been moved from says so", "[cache][misuse]") {
+  KvSequence s = pool_of(2, Storage::f32).sequence();
+  const KvSequence t = std::move(s);
+  CHECK(t.size() == 0);
+  CHECK(message_of([&] { (void)s.size(); }) ==  // NOLINT: that is what is tested
+        "mha::KvSequence: it has been moved from");
+  CHECK(message_of([&] { (void)s.layer(0); }) == "mha::KvSequence: it has been moved from");
+  CHECK(message_of([&] { (void)s.fork(); }) == "mha::KvSequence: it has been moved from");
+}
+
 TEST_CASE("calls over a cache refuse what does not fit", "[cache][misuse]") {
   const Text<float> text(20);
   KvSequence s = pool_of(4, Storage::f32, 2).sequence();

@@ -4,7 +4,8 @@
 //     s.layer(0).append(k, v);                                             // kv_pool.hpp
 //     y = mha::attention(q, s.layer(0).keys(), mha::causal());
 // The rule must be said, mha::all() to mean none: a causal rule that is forgotten goes unnoticed. The last query
-// stands at the last key, unless past_len or the rule place the queries elsewhere.
+// stands at the last key (of more queries than keys the first at the first), unless past_len or the rule place the
+// queries elsewhere.
 #pragma once
 
 #include "mha/internal/support/language.hpp"
@@ -51,8 +52,7 @@ struct CachedCall {
                  .first;
     task = BatchTask<Scalar>{query, key, value, {}, {}, {}, &past_len, options.box};
     task.paged = &paged;
-    check_remembered(where, keys,
-                     rules.placed(task.extent(0), options.box.first_batch, 0).past_len);
+    check_remembered(where, keys, rules.placed(task.extent(0), options.box.first_batch, 0).offset);
     if (retention.window > 0) task.retention = &retention;
   }
 

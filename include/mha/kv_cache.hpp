@@ -30,21 +30,21 @@ class KvCache {
   }
 
   Index size() const { return sequence_.size(); }  ///< keys
-  Index capacity() const { return sequence_.state_->capacity(); }
+  Index capacity() const { return sequence_.state().capacity(); }
   /// Adds keys and values, see KvLayer::append().
   /// @throws std::length_error beyond the capacity; nothing has changed then
   template <TensorLike K, TensorLike V>
   void append(const K& key, const V& value) {
     layer().append(key, value);
   }
-  CachedKeys keys() const { return layer().keys(); }
-  KvLayer layer() const { return sequence_.layer(0); }
+  CachedKeys keys() const MHA_LIFETIMEBOUND { return layer().keys(); }
+  KvLayer layer() const MHA_LIFETIMEBOUND { return sequence_.layer(0); }
   operator KvLayer() const { return layer(); }  // NOLINT: a cache stands for its only layer
   [[nodiscard]] bool can_truncate(Index n) const { return sequence_.can_truncate(n); }
   void truncate(Index n) { sequence_.truncate(n); }  ///< see KvSequence::truncate()
   void accept(const std::vector<Index>& rows) { sequence_.accept(rows); }
   void clear() { sequence_.clear(); }
-  std::size_t memory_bytes() const { return sequence_.state_->store()->bytes(); }
+  std::size_t memory_bytes() const { return sequence_.state().store()->bytes(); }
 
  private:
   static KvSequence made(const KvCacheConfig& c) {

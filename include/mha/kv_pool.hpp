@@ -78,7 +78,7 @@ inline void check_remembered(const char* where, const CachedKeys& keys, Index po
 
 }  // namespace detail
 
-/// One layer of a sequence: refers to it, and must not outlive it.
+/// One layer of a sequence: refers to it, and must not outlive it. (The sequence itself may be moved.)
 class KvLayer {
  public:
   Index size() const { return state_->size(layer_); }  ///< keys
@@ -158,44 +158,50 @@ class KvLayers {
 class KvSequence {
  public:
   /// Keys that every layer has. During a step, earlier layers have more: truncate(size()) undoes it.
-  Index size() const { return state_->size(); }
-  Index layers() const { return state_->shape().layers; }
+  Index size() const { return state().size(); }
+  Index layers() const { return state().shape().layers; }
   /// @throws std::invalid_argument unless 0 <= layer < layers()
-  KvLayer layer(Index layer) const {
+  KvLayer layer(Index layer) const MHA_LIFETIMEBOUND {
     detail::require(layer >= 0 && layer < layers(),
                     "KvSequence::layer: layer must lie between 0 and ", layers() - 1, ", got ",
                     layer);
-    return {state_.get(), layer};
+    return {&state(), layer};
   }
   /// The same keys, in all layers; pages are shared until one of the two writes to them.
   [[nodiscard]] KvSequence fork() const {
-    return KvSequence(std::make_unique<detail::CacheState>(*state_));
+    return KvSequence(std::make_unique<detail::CacheState>(state()));
   }
-  /// Takes pages for so many keys in all at once, which stay reserved for this sequence.
+  /// Takes pages for so many keys in all at once, which stay reserved for this sequence; but those that its
+  /// window gives back, and those that it copies since a fork reads them, leave the reservation.
   /// @throws std::length_error if there are too few; nothing has changed then
-  void reserve(Index keys) { state_->reserve("KvSequence::reserve", checked(keys)); }
+  void reserve(Index keys) { state().reserve("KvSequence::reserve", checked(keys)); }
   /// Keys n and behind can be taken back: what a query at position n - 1 would see is still there.
-  [[nodiscard]] bool can_truncate(Index n) const { return state_->can_truncate(n); }
+  [[nodiscard]] bool can_truncate(Index n) const { return state().can_truncate(n); }
   /// Takes back keys n and behind, in all layers.
   /// @throws std::invalid_argument unless can_truncate(n)
   void truncate(Index n) {
     detail::require(can_truncate(n), "KvSequence::truncate: n must lie between 0 and ", size(),
                     ", and no key of its window be forgotten, got ", n);
-    state_->truncate(n);
+    state().truncate(n);
   }
   /// After a call over a tree of guesses: of its rows, these stay, in this order behind the keys before; the
   /// others are taken back.
   /// @param rows  of the last call, rising; a row's ancestors must be among them
-  /// @throws std::invalid_argument if they are not rows of the last call, or do not rise
-  void accept(const std::vector<Index>& rows) { state_->accept("KvSequence::accept", rows); }
-  void clear() { state_->truncate(0); }
+  /// @throws std::invalid_argument if they are not rows of the last call, or do not rise; std::length_error if a
+  ///         page that a fork reads must be copied, and none is free. Nothing has changed then
+  void accept(const std::vector<Index>& rows) { state().accept("KvSequence::accept", rows); }
+  void clear() { state().truncate(0); }
   /// Pages that it holds, those that it shares among them.
-  Index pages() const { return state_->pages(); }
+  Index pages() const { return state().pages(); }
 
  private:
   friend class KvPool;
   friend class KvCache;
   explicit KvSequence(std::unique_ptr<detail::CacheState> state) : state_(std::move(state)) {}
+  detail::CacheState& state() const {
+    detail::require(state_ != nullptr, "KvSequence: it has been moved from");
+    return *state_;
+  }
   static Index checked(Index keys) {
     detail::require(keys >= 0 && keys <= detail::kMaxSize,
                     "KvSequence::reserve: keys must lie between 0 and ", detail::kMaxSize, ", got ",

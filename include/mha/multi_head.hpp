@@ -179,8 +179,10 @@ class MultiHead {
   ///                that were there, for causal() and rotary alike
   /// @param options as ever; past_len and what is said of keys is the caches' own. Without `sequences` all have
   ///                as many rows. `positions` may be given for rows that are a tree of guesses
+  /// In functions of yours, masks and biases row 0 is the call's first (of each sequence); so it is for dropout.
+  /// window() and alibi() go by the row too, and know nothing of guesses.
   /// @throws std::invalid_argument if anything does not fit, std::length_error if a cache is full; no cache has
-  ///         changed then, nor if a function of yours throws
+  ///         changed then, nor if a function of yours throws (a page that was shared may have been copied)
   template <class A, class R = Options, class O = Options>
   [[nodiscard]] Result forward(const A& x, const KvLayers& caches, const R& rule = R{},
                                const O& options = O{}) const {
@@ -200,7 +202,8 @@ class MultiHead {
                         options);
   }
   /// The two halves of it: append() adds keys and values of a context, attend() attends to what is there. For
-  /// cross-attention the context is projected once. The last query of attend() stands at the last key.
+  /// cross-attention the context is projected once. The last query of attend() stands at the last key, or, of more
+  /// queries than keys, the first at the first.
   template <EigenDense A>
   void append(const A& context, const KvLayers& caches, const Options& options = {}) const {
     detail::cached_append("MultiHead::append", *this, context, context, caches, options);

@@ -15,7 +15,7 @@
 
 #include "mha/types.hpp"
 
-namespace mha::io {
+namespace mha::inline MHA_ABI::io {
 class Safetensors;
 }  // namespace mha::io
 

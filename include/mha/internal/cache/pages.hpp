@@ -185,6 +185,7 @@ class CacheState {
 
   /// The layer has `tokens` more keys; what no later query can see is given back.
   void commit(Index layer, Index tokens) noexcept {
+    if (tokens == 0) return;  // not a call that could be taken back
     Index& size_now = sizes_[static_cast<std::size_t>(layer)];
     first_of_last_ = size_now;
     size_now += tokens;
@@ -285,7 +286,7 @@ class CacheState {
       const Index own = pages_[static_cast<std::size_t>(page)];
       if (is_forgotten(own) || store_->is_shared(own)) ++replaced;
     }
-    grow(where, std::max(had, pages_for(end)) + replaced);  // all of them, or none
+    grow(where, std::max(had, pages_for(end) + replaced));  // all of them, or none
     for (Index page = first / kPageKeys; page < last; ++page) {
       Index& own = pages_[static_cast<std::size_t>(page)];
       // Shared no longer, if another thread's sequence has let go of it meanwhile.
@@ -299,7 +300,7 @@ class CacheState {
       pages_.pop_back();
       addresses_.pop_back();
     }
-    keep_pages(std::max(had, pages_for(end)));
+    keep_pages(std::max(had - replaced, pages_for(end)));
   }
 
   /// Gives back all but the first `count` pages.

@@ -330,7 +330,7 @@ void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const E
   if (call.retention == nullptr) {
     compute<In, Out, T>(call, calls, which, plan, executor, memory);
   } else {
-    const RetainedRules<T> retained(calls, call.retention, call.batch());
+    const RetainedRules<T> retained(calls, call.retention, call.batch(), call.box.first_batch);
     compute<In, Out, T>(call, retained.calls(), which, plan, executor, memory);
   }
 }

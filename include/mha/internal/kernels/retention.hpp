@@ -28,8 +28,10 @@ struct Retention {
 template <class T>
 class RetainedRules {
  public:
-  RetainedRules(const RuleCalls<T>& inner, const Retention* sequences, Index count)
-      : inner_(inner), sequences_(sequences) {
+  /// @param first_batch  the number of the first of `count` sequences, as rules count them
+  RetainedRules(const RuleCalls<T>& inner, const Retention* sequences, Index count,
+                Index first_batch)
+      : inner_(inner), sequences_(sequences), first_batch_(first_batch) {
     for (Index b = 0; b < count; ++b) {
       pins_ = pins_ || (sequences[b].window > 0 && sequences[b].first_keys > 0);
     }
@@ -55,7 +57,7 @@ class RetainedRules {
     return *static_cast<const RetainedRules*>(rules);
   }
   KeyRange forgotten(const Extent& extent, Index b, Index i) const {
-    return sequences_[b].forgotten(extent.past_len + i);
+    return sequences_[b - first_batch_].forgotten(extent.offset + i);
   }
 
   static Extent placed(const void* rules, const Extent& extent, Index b, Index h) {
@@ -129,6 +131,7 @@ class RetainedRules {
 
   const RuleCalls<T>& inner_;
   const Retention* sequences_;
+  const Index first_batch_;
   bool pins_ = false;  ///< some sequence remembers its first keys too
 };
 

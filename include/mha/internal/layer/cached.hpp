@@ -83,17 +83,22 @@ class CachedPass : public LayerPass<Layer> {
               caches_.size());
     }
     SequenceBatch batch;
-    batch.ragged = true;
     batch.count = caches_.size();
     Index sum = 0;
+    bool differ = false;
     for (Index b = 0; b < batch.count; ++b) {
       const Index count = tokens_of(rows, b);
       require(count >= 0 && count <= rows, where_, ": sequences must lie between 0 and the ", rows,
               " rows, got ", count, " for sequence ", b);
       sum += count;
+      const Index kv_len = caches_[b].size() + (appends ? count : 0);
+      differ = differ || (b > 0 && (count != batch.query_len || kv_len != batch.kv_len));
       batch.query_len = std::max(batch.query_len, count);
-      batch.kv_len = std::max(batch.kv_len, caches_[b].size() + (appends ? count : 0));
+      batch.kv_len = std::max(batch.kv_len, kv_len);
+      check_guesses(b, sum - count, count);
     }
+    differ_ = differ;
+    batch.ragged = true;  // how it is computed: each sequence has a segment
     require(sum == rows, where_, ": sequences must add up to the rows, got ", sum, " and ", rows);
     check_total_size<Acc>(where_, c, rows, std::max(rows, batch.kv_len), batch,
                           options_.need_weights || options_.average_weights);
@@ -105,7 +110,7 @@ class CachedPass : public LayerPass<Layer> {
                   bool appends) const {
     const Index num_heads = layer_.config().num_heads;
     rules.template check<Acc>(
-        {where_, batch.count, num_heads, batch.query_len, batch.kv_len, true});
+        {where_, batch.count, num_heads, batch.query_len, batch.kv_len, differ_});
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment(rows, b, 0, appends);
       rules.check_place(where_, {num_heads, s.query_len, s.kv_len, s.past_len}, b, true);
@@ -155,6 +160,18 @@ class CachedPass : public LayerPass<Layer> {
   }
 
  private:
+  /// Rows of a tree of guesses stand at places of their own, which a window does not know.
+  void check_guesses(Index b, Index first_row, Index count) const {
+    if (options_.positions.size() <= 1 || caches_[b].keys().retention().window == 0) return;
+    for (Index i = 1; i < count; ++i) {
+      const Index before = options_.positions[first_row + i - 1];
+      const Index now = options_.positions[first_row + i];
+      require(now == before + 1, where_,
+              ": positions must rise by 1 in a sequence with window_keys, got ", before, " and ",
+              now, " in rows ", i - 1, " and ", i, " of sequence ", b);
+    }
+  }
+
   Index tokens_of(Index rows, Index b) const {
     return options_.sequences.empty() ? rows / caches_.size() : options_.sequences[b];
   }
@@ -230,6 +247,7 @@ class CachedPass : public LayerPass<Layer> {
   const Layer& layer_;
   const KvLayers& caches_;
   const Options& options_;
+  mutable bool differ_ = false;  ///< lengths of the sequences at hand
 };
 
 }  // namespace mha::detail

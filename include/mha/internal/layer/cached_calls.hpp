@@ -12,14 +12,18 @@ namespace mha::inline MHA_ABI::detail {
 template <class T>
 concept IsCache = std::convertible_to<const T&, KvLayers>;
 
-/// The mean over the heads.
+/// mean = the mean over the heads.
 template <class Acc>
-Tensor<Acc> averaged_heads(const Tensor<Acc>& weights) {
-  Tensor<Acc> mean({weights.size(0), 1, weights.size(2), weights.size(3)});
+void average_heads(const Tensor<Acc>& weights, Tensor<Acc>& mean) {
   for (Index b = 0; b < weights.size(0); ++b) {
     for (Index h = 0; h < weights.size(1); ++h) mean.matrix(b, 0) += weights.matrix(b, h);
     mean.matrix(b, 0) /= Acc(static_cast<double>(weights.size(1)));
   }
+}
+template <class Acc>
+Tensor<Acc> averaged_heads(const Tensor<Acc>& weights) {
+  Tensor<Acc> mean({weights.size(0), 1, weights.size(2), weights.size(3)});
+  average_heads(weights, mean);
   return mean;
 }
 
@@ -83,13 +87,20 @@ typename Layer::Result cached_result(const char* where, const Layer& layer, cons
         Tensor<Acc>({batch.count, c.num_heads, batch.query_len,
                      batch.kv_len + (c.add_bias_kv ? 1 : 0) + (c.add_zero_attn ? 1 : 0)});
   }
+  Tensor<Acc> mean;  // taken before the caches have the new keys, since it may fail
+  if (options.average_weights) {
+    mean = Tensor<Acc>({batch.count, 1, batch.query_len, result.weights.size(3)});
+  }
   const MatrixView<typename Layer::Scalar> output{result.output.data(), x.rows, c.out_dim,
                                                   c.out_dim, 1};
   const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
   const auto key = appends ? x : MatrixView<const typename Layer::Scalar>{nullptr, 0, c.kdim};
   const auto value = appends ? x : MatrixView<const typename Layer::Scalar>{nullptr, 0, c.vdim};
   pass.compute(x, key, value, batch, rules, output, lse, result.weights);
-  if (options.average_weights) result.weights = averaged_heads(result.weights);
+  if (options.average_weights) {
+    average_heads(result.weights, mean);
+    result.weights = std::move(mean);
+  }
   return result;
 }
 
