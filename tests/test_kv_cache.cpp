@@ -559,6 +559,40 @@ TEST_CASE("a copy of a shared page comes from the sequence's own reserve first",
              uncached(text, 11, 2, mha::causal()));
 }
 
+TEST_CASE("rows are accepted across pages that a fork shares", "[cache][trap]") {
+  // Rows 100 to 199 of 200 become keys 0 to 99: page 0 is copied, page 1 is read all the while.
+  const Text<float> text(200);
+  const KvPool pool = poisoned_pool(5, Storage::f32);
+  KvSequence s = pool.sequence(), expected = pool.sequence();
+  append(s.layer(0), text, 0, 200);
+  const KvSequence fork = s.fork();
+  std::vector<Index> rows;
+  for (Index row = 100; row < 200; ++row) rows.push_back(row);
+  s.accept(rows);
+  append(expected.layer(0), text, 100, 100);
+  const auto query = tokens(text.query, 0, 3);
+  check_same(attention_forward(query, s.layer(0).keys(), mha::causal(), {.need_lse = true}),
+             attention_forward(query, expected.layer(0).keys(), mha::causal(), {.need_lse = true}));
+  check_same(cached(fork.layer(0).keys(), text, 3, mha::causal()),
+             uncached(text, 200, 3, mha::causal()));
+}
+
+TEST_CASE("a reserve that a fork reads is not written over", "[cache][trap]") {
+  const Text<float> text(500);
+  const KvPool pool = poisoned_pool(10, Storage::f32);
+  KvSequence s = pool.sequence();
+  s.reserve(500);
+  append(s.layer(0), text, 0, 412);
+  const KvSequence fork = s.fork();
+  s.truncate(16);
+  append(s.layer(0), text, 16, 3);
+  append(s.layer(0), text, 19, 300);
+  check_same(cached(fork.layer(0).keys(), text, 3, mha::causal()),
+             uncached(text, 412, 3, mha::causal()));
+  check_same(cached(s.layer(0).keys(), text, 3, mha::causal()),
+             uncached(text, 319, 3, mha::causal()));
+}
+
 TEST_CASE("a sequence that has been moved from says so", "[cache][misuse]") {
   KvSequence s = pool_of(2, Storage::f32).sequence();
   const KvSequence t = std::move(s);

@@ -153,7 +153,7 @@ class CacheCase {
       if (pool_.free_pages() < free_pages) fail_case("a full pool kept pages");
       return;
     }
-    story.first_of_last = size;
+    if (count > 0) story.first_of_last = size;  // no tokens are no step that could be taken back
     story.tokens = std::move(tokens);
   }
 

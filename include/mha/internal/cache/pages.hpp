@@ -119,8 +119,7 @@ class CacheState {
         capacity_(other.capacity_),
         sizes_(other.sizes_),
         first_of_last_(other.first_of_last_) {
-    const Index most = *std::max_element(sizes_.begin(), sizes_.end());
-    const auto used = static_cast<std::ptrdiff_t>(pages_for(most));
+    const auto used = static_cast<std::ptrdiff_t>(pages_for(most()));
     pages_.assign(other.pages_.begin(), other.pages_.begin() + used);
     addresses_.assign(other.addresses_.begin(), other.addresses_.begin() + used);
     for (const Index page : pages_) {
@@ -193,10 +192,7 @@ class CacheState {
   }
 
   /// Gives back room that was made and not used.
-  void release_unused() noexcept {
-    const Index most = *std::max_element(sizes_.begin(), sizes_.end());
-    keep_pages(std::max(reserved_, pages_for(most)));
-  }
+  void release_unused() noexcept { trim(); }
   /// False if it has been asked for the same call before.
   bool is_first_in(std::uint64_t call) { return std::exchange(last_call_, call) != call; }
 
@@ -225,7 +221,7 @@ class CacheState {
   void truncate(Index n) noexcept {
     for (Index& size_now : sizes_) size_now = std::min(size_now, n);
     first_of_last_ = std::min(first_of_last_, n);
-    keep_pages(std::max(reserved_, pages_for(n)));
+    trim();
   }
 
   /// Of the keys of the last call, rows[0], rows[1], ... stay, moved together.
@@ -248,6 +244,8 @@ class CacheState {
 
  private:
   static Index pages_for(Index keys) { return (keys + kPageKeys - 1) / kPageKeys; }
+  /// Keys that some layer has.
+  Index most() const { return *std::max_element(sizes_.begin(), sizes_.end()); }
   template <class Stored>
   Stored* head_of(Index layer, Index kv_head, Index page) const {
     return reinterpret_cast<Stored*>(addresses_[static_cast<std::size_t>(page)] +
@@ -286,7 +284,9 @@ class CacheState {
       const Index own = pages_[static_cast<std::size_t>(page)];
       if (is_forgotten(own) || store_->is_shared(own)) ++replaced;
     }
-    grow(where, std::max(had, pages_for(end) + replaced));  // all of them, or none
+    // Copies go to pages behind all that is used, which are there already if they were reserved.
+    const Index used = pages_for(std::max(end, most()));
+    grow(where, std::max(had, used + replaced));  // all of them, or none
     for (Index page = first / kPageKeys; page < last; ++page) {
       Index& own = pages_[static_cast<std::size_t>(page)];
       // Shared no longer, if another thread's sequence has let go of it meanwhile.
@@ -300,7 +300,7 @@ class CacheState {
       pages_.pop_back();
       addresses_.pop_back();
     }
-    keep_pages(std::max(had - replaced, pages_for(end)));
+    keep_pages(std::max(had - replaced, used));
   }
 
   /// Gives back all but the first `count` pages.
@@ -310,6 +310,24 @@ class CacheState {
       pages_.pop_back();
       addresses_.pop_back();
     }
+  }
+
+  /// Gives back the pages behind all keys, but for those that are reserved and this sequence's alone.
+  void trim() noexcept {
+    const auto used = static_cast<std::size_t>(pages_for(most()));
+    std::size_t kept = std::min(used, pages_.size());
+    for (std::size_t page = kept; page < pages_.size(); ++page) {
+      const Index own = pages_[page];
+      if (own < 0) continue;
+      if (static_cast<Index>(kept) < reserved_ && !store_->is_shared(own)) {
+        pages_[kept] = own;
+        addresses_[kept++] = store_->at(own);
+      } else {
+        store_->give_back(own);
+      }
+    }
+    pages_.resize(kept);
+    addresses_.resize(kept);
   }
 
   /// Gives back pages all of whose keys no later query can see, also if the last call is taken back.
