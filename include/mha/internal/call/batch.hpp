@@ -240,6 +240,12 @@ std::pair<CallExtent, InputRanges> check_inputs(const char* where,
   return {{where, query.size(0), query.size(1), query.size(2), key.size(2), false}, ranges};
 }
 
+/// Something is said about a larger problem.
+inline bool is_given(const Box& b) {
+  return (b.first_batch | b.first_head | b.first_query | b.first_key | b.batch | b.num_heads |
+          b.query_len | b.kv_len) != 0;
+}
+
 /// A call of these sizes fits where it is said to lie in a larger problem.
 /// @param aligned_queries  its first query is one of a chunk too
 MHA_COLD inline void check_box(const CallExtent& call, const Box& box, bool aligned_queries) {
@@ -283,8 +289,9 @@ std::pair<CallExtent, InputRanges> check_attention(
     const Box& box = {}, Memory memory = Memory::needed, bool aligned_queries = false) {
   const auto checked = check_inputs(where, query, key, value, past_len, memory);
   const CallExtent& call = checked.first;
-  check_box(call, box, aligned_queries);
-  const CallExtent whole = whole_of(call, box);
+  const bool is_part = is_given(box);
+  if (is_part) check_box(call, box, aligned_queries);
+  const CallExtent whole = is_part ? whole_of(call, box) : call;
   for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], whole.kv_len);
   rules.template check<accumulator_t<Scalar>>(whole);
   const bool has_said = !past_len.empty();

@@ -22,7 +22,10 @@ struct Head {
   Index b = 0;    ///< as the whole counts
   Index h = 0;
   HeadTask<In, Out, T> task;
-  KeyTiles<In, T> tiles;  ///< the task's key and value
+  const PagedKeys* paged = nullptr;  ///< where the sequence's keys lie, if in pages
+  Index kv_head = 0;
+  /// The task's key and value, which it refers to: a head is made where it stays.
+  KeyTiles<In, T> tiles{kernels, task.key, task.value, paged, kv_head};
 
   /// The number of the chunk that key j at hand lies in.
   Index chunk_at(Index j) const { return (extent.first_key + j) / kKeyChunk; }
@@ -34,11 +37,14 @@ Head<In, Out, T> make_head(const Kernels<T>& kernels, const RuleCalls<T>& calls,
                            Index b, Index h) {
   const Index whole_b = call.box.first_batch + b;
   const Index whole_h = call.box.first_head + h;
-  const HeadTask<In, Out, T> task = call.head(b, h);
-  const Index kv_head = h / (call.query.size(1) / call.key.size(1));
-  const PagedKeys* const paged = call.paged == nullptr ? nullptr : call.paged + b;
-  return {kernels, calls, calls.placed(calls.rules, call.extent(b), whole_b, whole_h),   whole_b,
-          whole_h, task,  KeyTiles<In, T>(kernels, task.key, task.value, paged, kv_head)};
+  return {kernels,
+          calls,
+          calls.placed(calls.rules, call.extent(b), whole_b, whole_h),
+          whole_b,
+          whole_h,
+          call.head(b, h),
+          call.paged == nullptr ? nullptr : call.paged + b,
+          h / (call.query.size(1) / call.key.size(1))};
 }
 
 /// Of keys from, ..., to - 1 those in the range of a row.

@@ -71,6 +71,8 @@ class KeyTiles {
                                     mha::detail::bytes_of(paged->storage);
     in_place_ = mha::detail::keeps<T>(paged->storage);
   }
+  KeyTiles(const KeyTiles&) = delete;
+  KeyTiles& operator=(const KeyTiles&) = delete;
 
   bool in_pages() const { return paged_ != nullptr; }
 
@@ -138,7 +140,7 @@ class KeyTiles {
   }
 
   const Kernels<T>& kernels_;
-  MatrixView<const In> key_, value_;
+  const MatrixView<const In>&key_, &value_;
   const PagedKeys* paged_;
   std::size_t first_key_ = 0, first_value_ = 0;  ///< bytes into a page
   bool in_place_ = false;                        ///< pages hold T
