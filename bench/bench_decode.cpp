@@ -10,6 +10,7 @@
 #include <mha/mha.hpp>
 #include <vector>
 
+#include "support/brief.hpp"
 #include "support/machine.hpp"
 #include "support/timing.hpp"
 
@@ -31,14 +32,6 @@ constexpr Shape kShapes[] = {{"cold", 32, 8, 128, 4096, 8},
                              {"cold", 8, 8, 128, 4096, 8},
                              {"hot", 16, 4, 32, 1024, 1},
                              {"hot", 12, 12, 64, 16, 1}};
-
-mha::Tensor<float> random_tensor(const std::array<Index, 4>& sizes) {
-  mha::Tensor<float> tensor(sizes);
-  for (Index k = 0; k < sizes[0] * sizes[1] * sizes[2] * sizes[3]; ++k) {
-    tensor.data()[k] = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5F;
-  }
-  return tensor;
-}
 
 /// A query against one sequence after the other.
 class Decoding : public Call {
@@ -178,11 +171,7 @@ void print(const Shape& s, bool brief) {
 
 int main(int argc, char** argv) {
   using namespace mha_bench;
-  const bool brief = argc == 2 && std::strcmp(argv[1], "--short") == 0;
-  if (argc > 1 && !brief) {
-    std::fprintf(stderr, "usage: bench_decode [--short]\n");
-    return EXIT_FAILURE;
-  }
+  const bool brief = is_brief(argc, argv, "bench_decode");
   std::printf(
       "Decoding, one thread: medians, and how many times as long as reading the same bytes "
       "takes\n\n"

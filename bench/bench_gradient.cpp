@@ -10,6 +10,7 @@
 #include <cstring>
 #include <mha/mha.hpp>
 
+#include "support/brief.hpp"
 #include "support/machine.hpp"
 #include "support/timing.hpp"
 
@@ -41,14 +42,6 @@ constexpr Shape kShapes[] = {{"P1", 1, 12, 128, 64, false},
                              {"P3", 1, 12, 512, 64, false},
                              {"P4", 1, 16, 2048, 64, false},
                              {"causal", 1, 16, 1024, 128, true}};
-
-mha::Tensor<float> random_tensor(const std::array<Index, 4>& sizes) {
-  mha::Tensor<float> tensor(sizes);
-  for (Index k = 0; k < sizes[0] * sizes[1] * sizes[2] * sizes[3]; ++k) {
-    tensor.data()[k] = static_cast<float>(std::rand()) / static_cast<float>(RAND_MAX) - 0.5F;
-  }
-  return tensor;
-}
 
 /// f(rule)
 template <class F>
@@ -145,11 +138,7 @@ void print(const char* what, const Shape& s, double flops, std::unique_ptr<Call>
 
 int main(int argc, char** argv) {
   using namespace mha_bench;
-  const bool brief = argc == 2 && std::strcmp(argv[1], "--short") == 0;
-  if (argc > 1 && !brief) {
-    std::fprintf(stderr, "usage: bench_gradient [--short]\n");
-    return EXIT_FAILURE;
-  }
+  const bool brief = is_brief(argc, argv, "bench_gradient");
   std::printf("Forward and backward, one thread, float (batch x heads x tokens x head_dim)\n\n");
   std::printf(
       "| what      |        | shape                     | best         | median       | GFLOP/s "

@@ -22,6 +22,7 @@ using mha::test::eps_of;
 using mha::test::nan_of;
 using mha::test::random_matrix;
 using mha::test::random_tensor;
+using mha::test::rows_of;
 using mha::test::stacked;
 
 namespace {
@@ -106,14 +107,6 @@ struct Block {
     return {m.data() + first * m.cols(), {1, 1, count, kv_len}, {0, 0, m.cols(), 1}};
   }
 };
-
-template <class T>
-TensorView<const T> rows_of(const Tensor<T>& tensor, Index first, Index count) {
-  TensorView<const T> view = tensor.view();
-  view.data += first * view.strides[2];
-  view.sizes[2] = count;
-  return view;
-}
 
 /// A whole run against the formula, and blocks of it against the whole, with the keys up to their
 /// own or with all. make_rule(block, Acc()) gives the rule of a block for scores of type Acc.

@@ -18,6 +18,7 @@ using mha::test::available_targets;
 using mha::test::equal_bits;
 using mha::test::HasBitsOf;
 using mha::test::random_tensor;
+using mha::test::rows_of;
 using mha::test::stacked;
 
 namespace {
@@ -68,14 +69,6 @@ struct Run {
             {0, 0, bias.cols(), 1}};
   }
 };
-
-template <class T>
-TensorView<const T> rows_of(const Tensor<T>& tensor, Index first, Index count) {
-  TensorView<const T> view = tensor.view();
-  view.data += first * view.strides[2];
-  view.sizes[2] = count;
-  return view;
-}
 
 template <class T>
 mha::AttentionResult<T> attend(const TensorView<const T>& query, const TensorView<const T>& key,

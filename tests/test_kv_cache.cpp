@@ -24,6 +24,7 @@ using mha::test::HasBitsOf;
 using mha::test::message_of;
 using mha::test::on_every_target;
 using mha::test::random_tensor;
+using mha::test::rows_of;
 using mha::test::stacked;
 
 namespace {
@@ -41,18 +42,9 @@ struct Text {
   Index size() const { return key.size(2); }
 };
 
-/// Tokens first, ..., first + count - 1.
-template <class T>
-TensorView<const T> tokens(const Tensor<T>& whole, Index first, Index count) {
-  TensorView<const T> view = mha::tensor_view(whole);
-  view.data += first * view.strides[2];
-  view.sizes[2] = count;
-  return view;
-}
-
 template <class T>
 void append(const mha::KvLayer& layer, const Text<T>& text, Index first, Index count) {
-  layer.append(tokens(text.key, first, count), tokens(text.value, first, count));
+  layer.append(rows_of(text.key, first, count), rows_of(text.value, first, count));
 }
 
 template <class T>
@@ -88,8 +80,8 @@ template <class T, class Rule>
 auto uncached(const Text<T>& text, Index size, Index count, const Rule& rule,
               bool need_weights = false) {
   return attention_forward(
-      tokens(text.query, size - count, count), tokens(text.key, 0, size),
-      tokens(text.value, 0, size), rule,
+      rows_of(text.query, size - count, count), rows_of(text.key, 0, size),
+      rows_of(text.value, 0, size), rule,
       {.past_len = size - count, .need_weights = need_weights, .need_lse = true});
 }
 template <class T, class Rule>
@@ -97,7 +89,7 @@ auto cached(const mha::CachedKeys& keys, const Text<T>& text, Index count, const
             const mha::AttentionOptions& options = {}) {
   mha::AttentionOptions all = options;
   all.need_lse = true;
-  return attention_forward(tokens(text.query, keys.size() - count, count), keys, rule, all);
+  return attention_forward(rows_of(text.query, keys.size() - count, count), keys, rule, all);
 }
 
 template <class Result>
@@ -319,7 +311,7 @@ TEST_CASE("truncate is refused where the window of the last key is gone", "[cach
         "mha::attention_forward: the keys that a query at position 866 sees must not have been "
         "forgotten: window_keys is 100 of 1000 keys");
   CHECK(message_of([&] {
-          (void)attention(tokens(text.query, 0, 2), s.layer(0).keys(), mha::query_offset(3));
+          (void)attention(rows_of(text.query, 0, 2), s.layer(0).keys(), mha::query_offset(3));
         }).find("a query at position 3 sees") != std::string::npos);
 }
 
@@ -404,11 +396,11 @@ TEST_CASE("linear TensorScatter-24: a cache that is appended to is the one that 
       {.kv_heads = kKvHeads, .head_dim = kHeadDim, .value_dim = kValueDim, .capacity = 300});
   Index size = 0;
   for (const Index count : {7, 1, 130, 1, 2, 100, 59}) {
-    tensor_scatter(key, tokens(text.key, size, count), size, false);
-    tensor_scatter(value, tokens(text.value, size, count), size, false);
+    tensor_scatter(key, rows_of(text.key, size, count), size, false);
+    tensor_scatter(value, rows_of(text.value, size, count), size, false);
     append(cache.layer(), text, size, count);
     size += count;
-    const auto query = tokens(text.query, size - count, count);
+    const auto query = rows_of(text.query, size - count, count);
     CHECK_THAT(stacked(attention(query, cache.keys(), mha::causal())),
                HasBitsOf(stacked(attention(
                    query, key, value, mha::lengths(size) & mha::causal_offset(size - count)))));
@@ -425,12 +417,12 @@ TEST_CASE("circular TensorScatter-24: a window of as many keys sees what its cel
   KvSequence s = pool_of(6, Storage::f32).sequence({.window_keys = kCells});
   Index size = 0;
   for (const Index count : {60, 40, 1, 1, 99, 100, 37, 1, 1, 80}) {
-    tensor_scatter(key, tokens(text.key, size, count), size, true);
-    tensor_scatter(value, tokens(text.value, size, count), size, true);
+    tensor_scatter(key, rows_of(text.key, size, count), size, true);
+    tensor_scatter(value, rows_of(text.value, size, count), size, true);
     append(s.layer(0), text, size, count);
     size += count;
     if (size < kCells) continue;  // some cells hold nothing yet
-    const auto query = tokens(text.query, size - 1, 1);
+    const auto query = rows_of(text.query, size - 1, 1);
     CHECK_THAT(stacked(attention(query, s.layer(0).keys(), mha::causal())),
                mha::test::IsClose(stacked(attention(query, key, value)), 2.4e-5));
   }
@@ -518,8 +510,8 @@ TEST_CASE("a window goes by where rules place the queries, and by its own sequen
   const Text<float> text(300);
   KvSequence s = pool_of(4, Storage::f32).sequence({.window_keys = 4});
   append(s.layer(0), text, 0, 20);
-  const auto query = tokens(text.query, 0, 1);
-  const auto key = tokens(text.key, 0, 20), value = tokens(text.value, 0, 20);
+  const auto query = rows_of(text.query, 0, 1);
+  const auto key = rows_of(text.key, 0, 20), value = rows_of(text.value, 0, 20);
   const auto window = mha::window(3, -1);
   CHECK_THAT(stacked(attention(query, s.layer(0).keys(), mha::causal_offset(2))),
              HasBitsOf(stacked(attention(query, key, value, mha::causal_offset(2) & window))));
@@ -570,7 +562,7 @@ TEST_CASE("rows are accepted across pages that a fork shares", "[cache][trap]") 
   for (Index row = 100; row < 200; ++row) rows.push_back(row);
   s.accept(rows);
   append(expected.layer(0), text, 100, 100);
-  const auto query = tokens(text.query, 0, 3);
+  const auto query = rows_of(text.query, 0, 3);
   check_same(attention_forward(query, s.layer(0).keys(), mha::causal(), {.need_lse = true}),
              attention_forward(query, expected.layer(0).keys(), mha::causal(), {.need_lse = true}));
   check_same(cached(fork.layer(0).keys(), text, 3, mha::causal()),

@@ -23,22 +23,10 @@ using mha::test::HasBitsOf;
 using mha::test::message_of;
 using mha::test::on_every_target;
 using mha::test::random_tensor;
+using mha::test::some_of;
 using mha::test::stacked;
 
 namespace {
-
-/// Entries first, ..., first + count - 1 of an axis.
-template <class T>
-TensorView<const T> some_of(TensorView<const T> whole, int axis, Index first, Index count) {
-  const auto a = static_cast<std::size_t>(axis);
-  if (whole.data != nullptr) whole.data += first * whole.strides[a];
-  whole.sizes[a] = count;
-  return whole;
-}
-template <class T>
-TensorView<const T> some_of(const Tensor<T>& whole, int axis, Index first, Index count) {
-  return some_of(TensorView<const T>(mha::tensor_view(whole)), axis, first, count);
-}
 
 template <class T>
 struct Problem {

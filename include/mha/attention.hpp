@@ -98,6 +98,26 @@ void check_outputs(const CallExtent& call, const InputRanges& ranges,
   }
 }
 
+/// Tensors for what the options ask for.
+template <class Scalar>
+AttentionResult<Scalar> allocate_result(const CallExtent& call, Index value_dim,
+                                        const AttentionOptions& options) {
+  using Acc = accumulator_t<Scalar>;
+  const auto sized = [&](const char* name, Index channels, std::size_t bytes) {
+    const std::array<Index, 4> sizes{call.batch, call.num_heads, call.query_len, channels};
+    check_count(call.where, name, sizes, bytes);
+    return sizes;
+  };
+  const auto output = sized("output", value_dim, sizeof(Scalar));
+  AttentionResult<Scalar> result;
+  if (options.need_weights) {
+    result.weights = Tensor<Acc>(sized("weights", call.kv_len, sizeof(Acc)));
+  }
+  if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
+  result.output = Tensor<Scalar>(output);
+  return result;
+}
+
 /// attention_forward() under the name of the function that was called.
 template <TensorLike Q, TensorLike K, TensorLike V, class Given>
 auto attention_result(const char* where, const Q& query, const K& key, const V& value,
@@ -111,19 +131,7 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
   const TensorView<const Scalar> v = tensor_view(value);
   const CallExtent call =
       check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
-  using Acc = accumulator_t<Scalar>;
-  const auto sized = [&](const char* name, Index channels, std::size_t bytes) {
-    const std::array<Index, 4> sizes{call.batch, call.num_heads, call.query_len, channels};
-    check_count(where, name, sizes, bytes);
-    return sizes;
-  };
-  const auto output = sized("output", v.size(3), sizeof(Scalar));
-  AttentionResult<Scalar> result;
-  if (options.need_weights) {
-    result.weights = Tensor<Acc>(sized("weights", call.kv_len, sizeof(Acc)));
-  }
-  if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
-  result.output = Tensor<Scalar>(output);
+  AttentionResult<Scalar> result = allocate_result<Scalar>(call, v.size(3), options);
   attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
                            &options.past_len, options.box},
          rules, options.executor, options.workspace);

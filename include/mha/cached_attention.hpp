@@ -110,22 +110,11 @@ template <TensorLike Q, IsRule R, class O = AttentionOptions>
 [[nodiscard]] auto attention_forward(const Q& query, const CachedKeys& keys, const R& rule,
                                      const O& options = {}) {
   using Scalar = detail::element_t<const Q>;
-  using Acc = accumulator_t<Scalar>;
-  constexpr const char* kWhere = "attention_forward";
   decltype(auto) rules = detail::as_rules(rule);
   const TensorView<const Scalar> q = tensor_view(query);
-  detail::CachedCall<Scalar> call(kWhere, q, keys, rules, options);
-  const auto sized = [&](const char* name, Index channels, std::size_t bytes) {
-    const std::array<Index, 4> sizes{1, q.size(1), q.size(2), channels};
-    detail::check_count(kWhere, name, sizes, bytes);
-    return sizes;
-  };
-  AttentionResult<Scalar> result;
-  result.output = Tensor<Scalar>(sized("output", keys.value_dim(), sizeof(Scalar)));
-  if (options.need_weights) {
-    result.weights = Tensor<Acc>(sized("weights", keys.size(), sizeof(Acc)));
-  }
-  if (options.need_lse) result.lse = Tensor<Acc>(sized("lse", 1, sizeof(Acc)));
+  detail::CachedCall<Scalar> call("attention_forward", q, keys, rules, options);
+  AttentionResult<Scalar> result =
+      detail::allocate_result<Scalar>(call.extent, keys.value_dim(), options);
   call.run({result.output.view(), result.weights.view(), result.lse.view()}, rules, options);
   return result;
 }

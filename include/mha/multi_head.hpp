@@ -17,6 +17,7 @@
 #include "mha/internal/layer/check.hpp"
 #include "mha/internal/layer/forward.hpp"
 #include "mha/internal/layer/initialise.hpp"
+#include "mha/internal/layer/result.hpp"
 #include "mha/internal/layer/sequences.hpp"
 #include "mha/multi_head_config.hpp"
 #include "mha/multi_head_training.hpp"
@@ -305,22 +306,12 @@ class MultiHead {
   template <class RuleSet>
   Result forward_views(const View& query, const View& key, const View& value, const RuleSet& rules,
                        const Options& options) const {
-    const MultiHeadConfig& c = config_;
     const Batch batch =
         detail::check_call("MultiHead::forward", *this, query, key, value, rules, options).batch;
-    Result result;
-    result.output.resize(query.rows, c.out_dim);
-    if (options.need_lse) result.lse.resize(query.rows, c.num_heads);
-    if (options.need_weights || options.average_weights) {
-      result.weights =
-          Tensor<Acc>({batch.count, c.num_heads, batch.query_len,
-                       batch.kv_len + (c.add_bias_kv ? 1 : 0) + (c.add_zero_attn ? 1 : 0)});
-    }
-    const MatrixView<Scalar> output{result.output.data(), query.rows, c.out_dim, c.out_dim, 1};
-    const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
-    Pass(*this).compute(query, key, value, rules, options, batch, output, lse, result.weights);
-    if (options.average_weights) result.weights = detail::averaged_heads(result.weights);
-    return result;
+    detail::LayerResult<MultiHead> result(*this, query.rows, batch, options);
+    Pass(*this).compute(query, key, value, rules, options, batch, result.output(), result.lse(),
+                        result.weights());
+    return result.finish();
   }
 
   template <class RuleSet>

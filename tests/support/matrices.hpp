@@ -52,6 +52,25 @@ Tensor<Scalar> random_tensor(const std::array<Index, 4>& sizes, std::uint64_t se
   return result;
 }
 
+/// Entries first, ..., first + count - 1 of an axis: 0 batch, 1 head, 2 token, 3 channel.
+template <class Scalar>
+TensorView<const Scalar> some_of(TensorView<const Scalar> whole, std::size_t axis, Index first,
+                                 Index count) {
+  if (whole.data != nullptr) whole.data += first * whole.strides[axis];
+  whole.sizes[axis] = count;
+  return whole;
+}
+template <class Scalar>
+TensorView<const Scalar> some_of(const Tensor<Scalar>& whole, std::size_t axis, Index first,
+                                 Index count) {
+  return some_of(TensorView<const Scalar>(whole.view()), axis, first, count);
+}
+/// Those of tokens.
+template <class Scalar>
+TensorView<const Scalar> rows_of(const Tensor<Scalar>& whole, Index first, Index count) {
+  return some_of(whole, 2, first, count);
+}
+
 /// True with the given probability.
 inline Matrix<bool> random_booleans(Index rows, Index cols, std::uint64_t seed,
                                     double probability) {

@@ -333,10 +333,11 @@ class CacheState {
   /// Gives back pages all of whose keys no later query can see, also if the last call is taken back.
   void forget() noexcept {
     const KeyRange gone = retention_.forgotten(std::min(size(), first_of_last_) - 1);
-    for (Index page = (gone.begin + kPageKeys - 1) / kPageKeys; (page + 1) * kPageKeys <= gone.end;
-         ++page) {
+    const Index first = (gone.begin + kPageKeys - 1) / kPageKeys;
+    // The newest first: before one that is gone all are.
+    for (Index page = gone.end / kPageKeys - 1; page >= first; --page) {
       Index& own = pages_[static_cast<std::size_t>(page)];
-      if (own < 0) continue;
+      if (own < 0) break;
       store_->give_back(own);
       own = -1;
       addresses_[static_cast<std::size_t>(page)] = nullptr;

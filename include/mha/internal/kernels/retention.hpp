@@ -108,18 +108,14 @@ class RetainedRules {
     }
     for (Index i = 0; i < tile.queries; ++i) {
       const KeyRange hole = of(rules).forgotten(*tile.extent, tile.b, tile.first_query + i);
-      const auto at = [&](Index j) -> T& {
-        return tile.lanes_are_queries ? tile.s[(j - tile.first_key) * tile.row_stride + i]
-                                      : tile.s[i * tile.row_stride + j - tile.first_key];
-      };
+      const Index step = tile.lanes_are_queries ? tile.row_stride : 1;
+      T* const scores = tile.s + (tile.lanes_are_queries ? i : i * tile.row_stride);
       const Index end = tile.first_key + tile.keys;
       for (Index j = std::max(hole.begin, tile.first_key); j < std::min(hole.end, end); ++j) {
-        mha::detail::set_minus_infinity(at(j));
+        mha::detail::set_minus_infinity(scores[(j - tile.first_key) * step]);
       }
-      const KeyRange own = keys_of_row(tile.begin, tile.end, i, tile.first_key, end);
-      for (Index j = own.begin; tile.allowed[i] == 0 && j < own.end; ++j) {
-        if (!mha::detail::is_minus_infinity(at(j))) tile.allowed[i] = -1;
-      }
+      note_allowed(tile.allowed[i], scores, step, tile.first_key,
+                   keys_of_row(tile.begin, tile.end, i, tile.first_key, end));
     }
   }
   static bool sink(const void* rules, Index h, T& logit) {

@@ -70,7 +70,8 @@ class LayerGradient : public LayerPass<Layer> {
     const SequenceBatch batch = cut_sequences(where, tape.query_.rows, tape.key_.rows, options);
     check_same_options(where, options, batch, tape.batch_, origin);
     rules.template check<typename Layer::Acc>({where, batch.count, layer_.config().num_heads,
-                                               batch.query_len, batch.kv_len, batch.ragged});
+                                               batch.query_len, batch.kv_len,
+                                               batch.lengths_differ});
     require(origin.digest == rules.digest(), where,
             ": rule must have the numbers and sizes that it had in forward_training(), got digest ",
             rules.digest(), " and ", origin.digest);

@@ -85,20 +85,20 @@ class CachedPass : public LayerPass<Layer> {
     SequenceBatch batch;
     batch.count = caches_.size();
     Index sum = 0;
-    bool differ = false;
     for (Index b = 0; b < batch.count; ++b) {
       const Index count = tokens_of(rows, b);
       require(count >= 0 && count <= rows, where_, ": sequences must lie between 0 and the ", rows,
               " rows, got ", count, " for sequence ", b);
       sum += count;
       const Index kv_len = caches_[b].size() + (appends ? count : 0);
-      differ = differ || (b > 0 && (count != batch.query_len || kv_len != batch.kv_len));
+      if (b > 0 && (count != batch.query_len || kv_len != batch.kv_len)) {
+        batch.lengths_differ = true;
+      }
       batch.query_len = std::max(batch.query_len, count);
       batch.kv_len = std::max(batch.kv_len, kv_len);
       check_guesses(b, sum - count, count);
     }
-    differ_ = differ;
-    batch.ragged = true;  // how it is computed: each sequence has a segment
+    batch.ragged = true;
     require(sum == rows, where_, ": sequences must add up to the rows, got ", sum, " and ", rows);
     check_total_size<Acc>(where_, c, rows, std::max(rows, batch.kv_len), batch,
                           options_.need_weights || options_.average_weights);
@@ -110,7 +110,7 @@ class CachedPass : public LayerPass<Layer> {
                   bool appends) const {
     const Index num_heads = layer_.config().num_heads;
     rules.template check<Acc>(
-        {where_, batch.count, num_heads, batch.query_len, batch.kv_len, differ_});
+        {where_, batch.count, num_heads, batch.query_len, batch.kv_len, batch.lengths_differ});
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment(rows, b, 0, appends);
       rules.check_place(where_, {num_heads, s.query_len, s.kv_len, s.past_len}, b, true);
@@ -247,7 +247,6 @@ class CachedPass : public LayerPass<Layer> {
   const Layer& layer_;
   const KvLayers& caches_;
   const Options& options_;
-  mutable bool differ_ = false;  ///< lengths of the sequences at hand
 };
 
 }  // namespace mha::detail

@@ -5,27 +5,13 @@
 
 #include "mha/internal/call/call_form.hpp"
 #include "mha/internal/layer/cached.hpp"
+#include "mha/internal/layer/result.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
 /// What stands for a cache where a layer is called, but for a list.
 template <class T>
 concept IsCache = std::convertible_to<const T&, KvLayers>;
-
-/// mean = the mean over the heads.
-template <class Acc>
-void average_heads(const Tensor<Acc>& weights, Tensor<Acc>& mean) {
-  for (Index b = 0; b < weights.size(0); ++b) {
-    for (Index h = 0; h < weights.size(1); ++h) mean.matrix(b, 0) += weights.matrix(b, h);
-    mean.matrix(b, 0) /= Acc(static_cast<double>(weights.size(1)));
-  }
-}
-template <class Acc>
-Tensor<Acc> averaged_heads(const Tensor<Acc>& weights) {
-  Tensor<Acc> mean({weights.size(0), 1, weights.size(2), weights.size(3)});
-  average_heads(weights, mean);
-  return mean;
-}
 
 /// The types of a call over caches.
 template <class Layer, class A, class R, class O>
@@ -70,7 +56,6 @@ typename Layer::Result cached_result(const char* where, const Layer& layer, cons
                                      const KvLayers& caches, const R& rule, const O& options,
                                      bool appends) {
   check_cached_types<Layer, A, R, O>();
-  using Acc = typename Layer::Acc;
   const MultiHeadConfig& c = layer.config();
   const Argument<A> x_argument(argument);
   const MatrixView<const typename Layer::Scalar> x = x_argument.view();
@@ -79,29 +64,11 @@ typename Layer::Result cached_result(const char* where, const Layer& layer, cons
   const CachedPass<Layer> pass(where, layer, caches, options);
   const SequenceBatch batch = pass.check_sequences(x.rows, appends);
   pass.check_rule(rules, batch, x.rows, appends);
-  typename Layer::Result result;
-  result.output.resize(x.rows, c.out_dim);
-  if (options.need_lse) result.lse.resize(x.rows, c.num_heads);
-  if (options.need_weights || options.average_weights) {
-    result.weights =
-        Tensor<Acc>({batch.count, c.num_heads, batch.query_len,
-                     batch.kv_len + (c.add_bias_kv ? 1 : 0) + (c.add_zero_attn ? 1 : 0)});
-  }
-  Tensor<Acc> mean;  // taken before the caches have the new keys, since it may fail
-  if (options.average_weights) {
-    mean = Tensor<Acc>({batch.count, 1, batch.query_len, result.weights.size(3)});
-  }
-  const MatrixView<typename Layer::Scalar> output{result.output.data(), x.rows, c.out_dim,
-                                                  c.out_dim, 1};
-  const MatrixView<Acc> lse{result.lse.data(), result.lse.rows(), c.num_heads, c.num_heads, 1};
+  LayerResult<Layer> result(layer, x.rows, batch, options);
   const auto key = appends ? x : MatrixView<const typename Layer::Scalar>{nullptr, 0, c.kdim};
   const auto value = appends ? x : MatrixView<const typename Layer::Scalar>{nullptr, 0, c.vdim};
-  pass.compute(x, key, value, batch, rules, output, lse, result.weights);
-  if (options.average_weights) {
-    average_heads(result.weights, mean);
-    result.weights = std::move(mean);
-  }
-  return result;
+  pass.compute(x, key, value, batch, rules, result.output(), result.lse(), result.weights());
+  return result.finish();
 }
 
 template <class Layer, class A, class R, class O>

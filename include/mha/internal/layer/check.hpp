@@ -223,7 +223,7 @@ CheckedCall<typename Layer::Scalar> check_call(const char* where, const Layer& l
                                         options.need_weights || options.average_weights);
   check_call_positions(where, c, query.rows, key.rows, options);
   rules.template check<typename Layer::Acc>(
-      {where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.ragged});
+      {where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.lengths_differ});
   check_places(where, c, rules, batch, options);
   return call;
 }

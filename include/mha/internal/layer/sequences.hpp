@@ -14,9 +14,10 @@ namespace mha::inline MHA_ABI::detail {
 /// How the rows of a call form sequences.
 struct SequenceBatch {
   Index count = 0;
-  Index query_len = 0;  ///< the longest
-  Index kv_len = 0;     ///< the longest
-  bool ragged = false;
+  Index query_len = 0;          ///< the longest
+  Index kv_len = 0;             ///< the longest
+  bool ragged = false;          ///< each sequence has a segment of its own
+  bool lengths_differ = false;  ///< what is given for each row must suffice for the longest
 
   /// Of sequence b.
   Index query_len_of(const MultiHeadOptions& options, Index b) const {
@@ -59,7 +60,7 @@ inline SequenceBatch cut_ragged(const char* where, Index query_rows, Index key_r
           " and ", q.size());
   check_past_count(where, options.past_len, q.size());
   SequenceBatch batch;
-  batch.ragged = true;
+  batch.ragged = batch.lengths_differ = true;
   batch.count = q.size();
   Index query_sum = 0;
   Index key_sum = 0;
