@@ -36,31 +36,66 @@ MHA_INLINE void multiply_add(Vec<T> (&sum)[std::size_t{R}][std::size_t{W}], cons
   }
 }
 
+/// What the sums of a strip of C begin with.
+template <class T, int R, int W>
+MHA_INLINE void start_sums(Vec<T> (&sum)[std::size_t{R}][std::size_t{W}], const Product<T>& x,
+                           const T* c) {
+  constexpr int kCount = Simd<T>::kCount;
+  if (x.accumulate) {
+    MHA_UNROLL for (int r = 0; r < R; ++r) {
+      MHA_UNROLL for (int w = 0; w < W; ++w) sum[r][w] = load(c + w * kCount);
+      c += x.c_row;
+      MHA_MOVING_POINTER(c);  // one pointer that moves, not R * W addresses kept in memory
+    }
+  } else {
+    MHA_UNROLL for (int w = 0; w < W; ++w) {
+      const Vec<T> start = x.start != nullptr ? load(x.start + w * kCount) : Vec<T>{};
+      MHA_UNROLL for (int r = 0; r < R; ++r) sum[r][w] = start;
+    }
+  }
+}
+
+/// Where they go: to C, and to the maxima of its columns.
+template <class T, int R, int W>
+MHA_INLINE void end_sums(const Vec<T> (&sum)[std::size_t{R}][std::size_t{W}], const Product<T>& x,
+                         T* c) {
+  constexpr int kCount = Simd<T>::kCount;
+  if (x.column_max != nullptr) {
+    MHA_UNROLL for (int w = 0; w < W; ++w) {
+      Vec<T> most = load(x.column_max + w * kCount);
+      MHA_UNROLL for (int r = 0; r < R; ++r) most = larger<T>(sum[r][w], most);
+      store(x.column_max + w * kCount, most);
+    }
+  }
+  if (x.add) {
+    MHA_UNROLL for (int r = 0; r < R; ++r) {
+      MHA_UNROLL for (int w = 0; w < W; ++w) {
+        store(c + w * kCount, load(c + w * kCount) + sum[r][w]);
+      }
+      c += x.c_row;
+      MHA_MOVING_POINTER(c);
+    }
+    return;
+  }
+  MHA_UNROLL for (int r = 0; r < R; ++r) {
+    MHA_UNROLL for (int w = 0; w < W; ++w) store(c + w * kCount, sum[r][w]);
+    c += x.c_row;
+    MHA_MOVING_POINTER(c);
+  }
+}
+
 /// `strips` tiles of R rows, one below the other.
 template <class T, int R, int W>
 void product_strips(Index strips, Product<T>& x) {
   constexpr int kCount = Simd<T>::kCount;
   const T* a = x.a;
   const Index a_row = x.a_row;
-  const Index c_row = x.c_row;
   T* c = x.c;
   const T* fetch = x.fetch[0];
   const T* fetch_next = x.fetch[1];
   for (; strips > 0; --strips) {
     Vec<T> sum[std::size_t{R}][std::size_t{W}];
-    if (x.accumulate) {
-      const T* from = c;
-      MHA_UNROLL for (int r = 0; r < R; ++r) {
-        MHA_UNROLL for (int w = 0; w < W; ++w) sum[r][w] = load(from + w * kCount);
-        from += c_row;
-        MHA_MOVING_POINTER(from);  // one pointer that moves, not R * W addresses kept in memory
-      }
-    } else {
-      MHA_UNROLL for (int w = 0; w < W; ++w) {
-        const Vec<T> start = x.start != nullptr ? load(x.start + w * kCount) : Vec<T>{};
-        MHA_UNROLL for (int r = 0; r < R; ++r) sum[r][w] = start;
-      }
-    }
+    start_sums<T, R, W>(sum, x, c);
     const T* a_now = a;
     const T* b_now = x.b;
     const T* fetch_now = fetch;
@@ -99,28 +134,8 @@ void product_strips(Index strips, Product<T>& x) {
     const T* const other = fetch + x.fetch_strip;
     fetch = fetch_next;
     fetch_next = other;
-    if (x.column_max != nullptr) {
-      MHA_UNROLL for (int w = 0; w < W; ++w) {
-        Vec<T> most = load(x.column_max + w * kCount);
-        MHA_UNROLL for (int r = 0; r < R; ++r) most = larger<T>(sum[r][w], most);
-        store(x.column_max + w * kCount, most);
-      }
-    }
-    if (x.add) {
-      MHA_UNROLL for (int r = 0; r < R; ++r) {
-        MHA_UNROLL for (int w = 0; w < W; ++w) {
-          store(c + w * kCount, load(c + w * kCount) + sum[r][w]);
-        }
-        c += c_row;
-        MHA_MOVING_POINTER(c);
-      }
-      continue;
-    }
-    MHA_UNROLL for (int r = 0; r < R; ++r) {
-      MHA_UNROLL for (int w = 0; w < W; ++w) store(c + w * kCount, sum[r][w]);
-      c += c_row;
-      MHA_MOVING_POINTER(c);
-    }
+    end_sums<T, R, W>(sum, x, c);
+    c += R * x.c_row;
   }
   x.a = a;
   x.c = c;
