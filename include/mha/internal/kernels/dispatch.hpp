@@ -130,14 +130,25 @@ MHA_COMPILED_TEMPLATE const Kernels<double>& table<double>(Target);
 template <class T>
 using Modify = void (*)(const void*, const ModifyTile<T>&);
 
+#define MHA_TARGET_CASE(t) Target::t,
+inline constexpr Target kTargetsHere[] = {MHA_TARGETS_HERE(MHA_TARGET_CASE)};
+#undef MHA_TARGET_CASE
+
 /// A target's function that applies the rules to a tile; that of the highest here, if this unit was
-/// compiled without it: never none, which would stand for no rule.
+/// compiled without it: never none, which would stand for no rule. With MHA_QUICK_TO_COMPILE that of the lowest, for all.
 template <class T, class RuleSet>
 Modify<T> modify_of(Target which) {
+#if defined(MHA_QUICK_TO_COMPILE)
+  constexpr bool kOfEach = false;
+#else
+  constexpr bool kOfEach = true;
+#endif
   Modify<T> found = nullptr;
-#define MHA_TARGET_CASE(t)       \
-  found = t::modify<T, RuleSet>; \
-  if (which == Target::t) return found;
+#define MHA_TARGET_CASE(t)                                 \
+  if constexpr (kOfEach || Target::t == kTargetsHere[0]) { \
+    found = t::modify<T, RuleSet>;                         \
+    if (which == Target::t) return found;                  \
+  }
   MHA_TARGETS_HERE(MHA_TARGET_CASE)
 #undef MHA_TARGET_CASE
   return found;
