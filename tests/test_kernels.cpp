@@ -509,7 +509,7 @@ TEMPLATE_TEST_CASE("weights and their sum have the same bits whether lanes are q
       kernels.rescale(lane_sum.data(), 1, vectors, factor.data());
       Block<TestType> tile_sum(kWide, 0);
       kernels.exponentiate(lanes.data(), keys, vectors, lane_max.data(), tile_sum.data());
-      kernels.add(lane_sum.data(), 1, vectors, tile_sum.data());
+      kernels.add(lane_sum.data(), 0, 1, vectors, tile_sum.data());
 
       Block<TestType> row_max(kRows);
       Block<TestType> row_sum(kRows, 0.7);
@@ -572,16 +572,19 @@ TEMPLATE_TEST_CASE("adding a panel changes the lanes in use and no other", "[ker
   constexpr Index kWide = kLanes<TestType>;
   on_every_target<TestType>([&](const Kernels<TestType>& kernels, Target) {
     for (Index vectors = 1; vectors * kernels.vector_lanes <= kWide; ++vectors) {
-      Block<TestType> x(4 * kWide);
+      constexpr Index kRow = kWide + 7;
+      Block<TestType> x(4 * kRow);
       Block<TestType> part(4 * kWide);
       fill_random(x, 21);
       fill_random(part, 22);
       Block<TestType> before(x.size());
       std::copy_n(x.data(), x.size(), before.data());
-      kernels.add(x.data(), 3, vectors, part.data());
+      kernels.add(x.data(), kRow, 3, vectors, part.data());
       for (Index k = 0; k < x.size(); ++k) {
-        const bool in_use = k / kWide < 3 && k % kWide < vectors * kernels.vector_lanes;
-        REQUIRE(x[k] == (in_use ? before[k] + part[k] : before[k]));
+        const Index row = k / kRow;
+        const Index lane = k % kRow;
+        const bool in_use = row < 3 && lane < vectors * kernels.vector_lanes;
+        REQUIRE(x[k] == (in_use ? before[k] + part[row * kWide + lane] : before[k]));
       }
     }
   });

@@ -2,7 +2,7 @@
 //
 // What fixes the bits of gradients: as test_law_of_bits.cpp for the backward pass. Sums over queries run through
 // blocks of 64 (32 of double), chunks of 1024 and a binary tree over chunks, sums over the heads of a group
-// through a tree over the head.
+// through a tree over the head; those of a projection's weights and biases through blocks of 128 rows.
 #include <mha/mha.hpp>
 
 #include <bit>
@@ -27,11 +27,11 @@ namespace {
 template <class T>
 struct Inputs {
   Tensor<T> query, key, value, grad_output;
-  Inputs(Index query_len, Index kv_len, Index num_heads = 2, Index kv_heads = 1)
-      : query(random_tensor<T>({1, num_heads, query_len, 10}, 1, 2)),
-        key(random_tensor<T>({1, kv_heads, kv_len, 10}, 2, 3)),
-        value(random_tensor<T>({1, kv_heads, kv_len, 9}, 3)),
-        grad_output(random_tensor<T>({1, num_heads, query_len, 9}, 4)) {}
+  Inputs(Index query_len, Index kv_len, Index num_heads = 2, Index kv_heads = 1, Index batch = 1)
+      : query(random_tensor<T>({batch, num_heads, query_len, 10}, 1, 2)),
+        key(random_tensor<T>({batch, kv_heads, kv_len, 10}, 2, 3)),
+        value(random_tensor<T>({batch, kv_heads, kv_len, 9}, 3)),
+        grad_output(random_tensor<T>({batch, num_heads, query_len, 9}, 4)) {}
 
   mha::AttentionGradients<T> operator()(const auto& rule,
                                         const mha::AttentionOptions& options = {}) const {
@@ -61,33 +61,69 @@ Tensor<To> converted(const Tensor<From>& from) {
   return to;
 }
 
-/// Sums of the rows of a tensor's head 0, channel c, as they are said to be.
-template <class T>
+/// A sum as it is said to be: blocks, chunks of 1024, and a binary tree over these.
+template <class T, class Term>
 struct Sums {
-  const Tensor<T>& rows;
-  Index c;
-  static constexpr Index kBlock = sizeof(T) == 4 ? 64 : 32;
+  Index count;
+  Index block;
+  Term term;
 
   T chunk(Index first, Index end) const {
     T sum(0);
-    for (Index from = first; from < end; from += kBlock) {
-      T block(0);
-      for (Index i = from; i < std::min(end, from + kBlock); ++i) block += rows(0, 0, i, c);
-      sum += block;
+    for (Index from = first; from < end; from += block) {
+      T part(0);
+      for (Index i = from; i < std::min(end, from + block); ++i) part += term(i);
+      sum += part;
     }
     return sum;
   }
   T node(Index level, Index n) const {
     const Index first = (n << level) * 1024;
-    const Index end = std::min(rows.size(2), ((n + 1) << level) * 1024);
+    const Index end = std::min(count, ((n + 1) << level) * 1024);
     if (level == 0) return chunk(first, end);
     const T sum = node(level - 1, 2 * n);
     const Index middle = ((2 * n + 1) << (level - 1)) * 1024;
-    return middle < rows.size(2) ? T(sum + node(level - 1, 2 * n + 1)) : sum;
+    return middle < count ? T(sum + node(level - 1, 2 * n + 1)) : sum;
   }
   T all() const {
-    const Index chunks = (rows.size(2) + 1023) / 1024;
+    const Index chunks = (count + 1023) / 1024;
     return node(static_cast<Index>(std::bit_width(static_cast<unsigned>(chunks - 1))), 0);
+  }
+};
+template <class T, class Term>
+T sum_in_order(Index count, Index block, const Term& term) {
+  return Sums<T, Term>{count, block, term}.all();
+}
+
+/// Runs tasks one after the other, and keeps the largest number of them.
+struct CountingPool {
+  Index threads = 4;
+  Index most = 0;
+  Index num_threads() const { return threads; }
+  template <class F>
+  void parallel_for(Index tasks, F&& f) {
+    most = std::max(most, tasks);
+    for (Index k = tasks - 1; k >= 0; --k) f(k);  // no order is promised
+  }
+};
+
+/// Adds up the gradients of all scores, and does not say that it shares anything.
+struct SumOfGradients : mha::Rule {
+  static constexpr bool kModifiesScore = true;
+  static constexpr bool kHasScoreGradient = true;
+  static constexpr bool kCollectsGradient = true;
+  double* sum;
+  explicit SumOfGradients(double& to) : sum(&to) {}
+  template <class T>
+  T score(const T& s, const mha::Extent& /*extent*/, Index /*b*/, Index /*h*/, Index /*i*/,
+          Index /*j*/) const {
+    return s;
+  }
+  template <class T>
+  T score_gradient(const T& /*s*/, const T& grad, const mha::Extent& /*extent*/, Index /*b*/,
+                   Index /*h*/, Index /*i*/, Index j) const {
+    *sum += static_cast<double>(grad) * static_cast<double>(j);
+    return grad;
   }
 };
 
@@ -148,8 +184,54 @@ TEMPLATE_TEST_CASE(
       const Inputs<TestType> inputs(query_len, 1, 1);
       const auto gradients = inputs(mha::All{});
       for (Index c = 0; c < 9; ++c) {
-        const TestType expected = Sums<TestType>{inputs.grad_output, c}.all();
+        const auto expected =
+            sum_in_order<TestType>(query_len, sizeof(TestType) == 4 ? 64 : 32,
+                                   [&](Index i) { return inputs.grad_output(0, 0, i, c); });
         REQUIRE(equal_bits(gradients.value(0, 0, 0, c), expected));
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE(
+    "gradients of weights and biases are summed over blocks of 128 rows, chunks and a tree, and "
+    "then "
+    "added",
+    "[law][gradient][projection]", float, double) {
+  // Where a channel of x is 1, its row of grad_W is the sum of the rows of grad_y, as grad_b is.
+  using Matrix = mha::Matrix<TestType>;
+  on_every_target([] {
+    for (const Index rows : {1, 127, 128, 129, 1024, 1025, 2100, 3500, 5000}) {
+      CAPTURE(rows);
+      mha::Projection<TestType> linear;
+      linear.resize(120, 70, true);
+      linear.weight = mha::test::random_matrix<TestType>(120, 70, 5);
+      Matrix x = mha::test::random_matrix<TestType>(rows, 120, 1);
+      x.col(0).setOnes();
+      x.col(119).setOnes();
+      const Matrix grad_y = mha::test::random_matrix<TestType>(rows, 70, 2);
+      const auto run = [&](const Matrix& grad,
+                           const typename mha::Projection<TestType>::Options& options) {
+        auto gradient = linear;
+        gradient.weight = mha::test::random_matrix<TestType>(120, 70, 3);
+        gradient.bias = mha::test::random_matrix<TestType>(1, 70, 4);
+        (void)linear.apply_backward(gradient, grad, x, options);
+        return gradient;
+      };
+      const auto gradient = run(grad_y, {});
+      const Matrix held = mha::test::random_matrix<TestType>(120, 70, 3);
+      const Matrix held_bias = mha::test::random_matrix<TestType>(1, 70, 4);
+      for (Index c = 0; c < 70; ++c) {
+        const auto sum = sum_in_order<TestType>(rows, 128, [&](Index i) { return grad_y(i, c); });
+        REQUIRE(equal_bits(gradient.weight(0, c), TestType(held(0, c) + sum)));
+        REQUIRE(equal_bits(gradient.weight(119, c), TestType(held(119, c) + sum)));
+        REQUIRE(equal_bits(gradient.bias(c), TestType(held_bias(0, c) + sum)));
+      }
+      for (const Index threads : {2, 3, 16}) {
+        mha::ThreadPool pool(threads);
+        const auto other = run(grad_y, {.executor = pool});
+        CHECK_THAT(other.weight, HasBitsOf(gradient.weight));
+        CHECK_THAT(other.bias, HasBitsOf(gradient.bias));
       }
     }
   });
@@ -274,4 +356,113 @@ TEMPLATE_TEST_CASE(
       check_same(inputs(mha::causal(), {.executor = pool, .workspace = &workspace}), expected);
     }
   });
+}
+
+TEMPLATE_TEST_CASE("one head is shared out among threads, its gradients have the same bits",
+                   "[law][gradient][executor]", float, double) {
+  const auto keep_shape = [](const TestType& s, Index, Index, Index, Index) {
+    return TestType(s * s / 8);
+  };
+  const auto derivative = [](const TestType& s, Index, Index, Index, Index) {
+    return TestType(s / 4);
+  };
+  const auto check = [](const Inputs<TestType>& inputs, const auto& rule) {
+    const auto expected = inputs(rule);
+    for (const Index threads : {2, 3, 7, 16}) {
+      CAPTURE(threads);
+      mha::ThreadPool pool(threads);
+      mha::Workspace workspace;
+      check_same(inputs(rule, {.executor = pool, .workspace = &workspace}), expected);
+    }
+  };
+  on_every_target([&] {
+    const Inputs<TestType> inputs(700, 1100, 1);
+    check(inputs, mha::causal_lower_right());
+    check(inputs, mha::window(100, 30) & mha::sinks(TestType(0.5)));
+    check(inputs, mha::softcap(TestType(2)) & mha::score_mod(keep_shape, derivative) &
+                      mha::dropout(0.2, 5));
+    check(inputs, mha::mask_mod([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; }));
+  });
+  check(Inputs<TestType>(2600, 2300, 1), mha::causal());
+  check(Inputs<TestType>(70, 3000, 4, 1), mha::All{});  // a group of heads
+}
+
+TEST_CASE("a backward pass of one head has work for every thread", "[gradient][executor]") {
+  const Inputs<float> inputs(512, 2048, 1);
+  CountingPool pool{16};
+  const auto forward =
+      attention_forward(inputs.query, inputs.key, inputs.value, mha::All{}, {.need_lse = true});
+  (void)attention_backward(inputs.grad_output, inputs.query, inputs.key, inputs.value, forward,
+                           mha::All{}, {.executor = pool});
+  CHECK(pool.most == 16);
+}
+
+TEMPLATE_TEST_CASE("gradients that rules collect have the same bits for any number of threads",
+                   "[law][gradient][executor]", float, double, long double) {
+  const Index batch = 3;
+  const Index heads = 4;
+  const Index query_len = std::is_same_v<TestType, long double> ? 20 : 130;
+  const Index kv_len = std::is_same_v<TestType, long double> ? 30 : 300;
+  const Inputs<TestType> inputs(query_len, kv_len, heads, 2, batch);
+  for (Index axes = 0; axes < 16; ++axes) {
+    CAPTURE(axes);
+    const auto size = [&](Index axis, Index whole) { return (axes >> axis) % 2 == 0 ? 1 : whole; };
+    const auto bias = random_tensor<TestType>(
+        {size(0, batch), size(1, heads), size(2, query_len), size(3, kv_len)}, 5);
+    const auto gradient = [&](const mha::AttentionOptions& options) {
+      auto sums = random_tensor<TestType>(bias.sizes(), 6);
+      (void)inputs(mha::bias(bias, sums) & mha::causal_lower_right(), options);
+      return sums;
+    };
+    const auto expected = gradient({});
+    for (const Index threads : {2, 3, 7, 16}) {
+      CAPTURE(threads);
+      mha::ThreadPool pool(threads);
+      CHECK_THAT(stacked(gradient({.executor = pool})), HasBitsOf(stacked(expected)));
+    }
+  }
+  for (const Index count : {Index{1}, heads}) {
+    const mha::Vector<TestType> numbers =
+        mha::Vector<TestType>::LinSpaced(count, TestType(0.125), TestType(0.5));
+    const auto gradient = [&](const mha::AttentionOptions& options) {
+      mha::Matrix<TestType> sums = mha::Matrix<TestType>::Constant(count, 2, TestType(0.25));
+      auto slopes = sums.col(0);
+      auto sinks = sums.col(1);
+      (void)inputs(mha::alibi(numbers, slopes) & mha::sinks(numbers, sinks), options);
+      return sums;
+    };
+    const auto expected = gradient({});
+    for (const Index threads : {2, 3, 7, 16}) {
+      mha::ThreadPool pool(threads);
+      CHECK_THAT(gradient({.executor = pool}), HasBitsOf(expected));
+    }
+  }
+}
+
+TEST_CASE("what adds to the same number of a gradient is one thread's, all else is shared out",
+          "[gradient][executor]") {
+  const Index batch = 3;
+  const Index heads = 4;
+  const Inputs<float> inputs(130, 600, heads, 2, batch);
+  const auto tasks = [&](const auto& rule) {
+    const auto forward =
+        attention_forward(inputs.query, inputs.key, inputs.value, rule, {.need_lse = true});
+    CountingPool pool{16};
+    (void)attention_backward(inputs.grad_output, inputs.query, inputs.key, inputs.value, forward,
+                             rule, {.executor = pool});
+    return pool.most;
+  };
+  const auto of_bias = [&](const std::array<Index, 4>& sizes) {
+    const auto bias = random_tensor<float>(sizes, 5);
+    auto sums = random_tensor<float>(sizes, 6);
+    return tasks(mha::bias(bias, sums));
+  };
+  CHECK(of_bias({batch, heads, 130, 1}) == 6);  // sequences x heads of keys
+  CHECK(of_bias({1, heads, 130, 1}) == 2);      // heads of keys
+  CHECK(of_bias({1, 1, 130, 1}) == 0);          // one task needs no pool
+  CHECK(of_bias({1, 1, 130, 600}) == 16);       // parts of the keys, blocks of queries
+  CHECK(of_bias({batch, heads, 130, 600}) == 16);
+  double sum = 0;
+  CHECK(tasks(SumOfGradients(sum)) == 0);
+  CHECK(sum != 0);
 }

@@ -6,7 +6,8 @@
 //     mha::ThreadPool pool(8);                     // threads of your own making
 //     attention(x, mha::causal(), {.executor = pool});
 // Any object with parallel_for(count, f), which calls f(0), ..., f(count - 1) in any order and
-// returns when all are done, serves as an executor. Each part writes its own results by its own
+// returns when all are done, serves as an executor; best with a num_threads(), so that a call knows when more,
+// smaller tasks are worth more work (few heads and many threads in the backward pass). Each part writes its own results by its own
 // arithmetic, so that the bits are the same whoever runs it.
 #pragma once
 
@@ -55,6 +56,7 @@ class Executor {
         }) {
     if constexpr (requires { Index{pool.num_threads()}; }) {
       concurrency_ = std::clamp<Index>(pool.num_threads(), 1, kMostConcurrency);
+      is_known_ = true;
     } else {
       concurrency_ = kUnknownConcurrency;
     }
@@ -64,6 +66,7 @@ class Executor {
   /// How many tasks are worth being handed out at a time: the pool's num_threads(), if it has such
   /// a member.
   Index concurrency() const noexcept { return concurrency_; }
+  bool concurrency_is_known() const noexcept { return is_known_; }
 
   /// f(0), ..., f(count - 1), all done on return.
   /// @throws std::invalid_argument if count is negative
@@ -82,6 +85,7 @@ class Executor {
   static constexpr Index kMostConcurrency = Index{1} << 12;  ///< each worker has memory of its own
   void* pool_ = nullptr;
   Index concurrency_ = 1;
+  bool is_known_ = false;
   void (*run_)(void*, Index, const TaskFunction&) = nullptr;
 };
 

@@ -137,7 +137,7 @@ void backward(const RuleSet& rules, const Extent& call_extent, Index b, Index h,
       const std::optional<Acc> sink = rules.template sink<Acc>(h);
       // A sink of +infinity takes all the weight: its gradient is 0.
       if (sink && !detail::is_minus_infinity(*sink) && !detail::is_minus_infinity(Acc(-*sink))) {
-        rules.collect_sink_gradient(h, Acc(-Acc(Acc(exp(Acc(*sink - lse))) * delta)));
+        detail::collect_sink_gradient(rules, h, Acc(-Acc(Acc(exp(Acc(*sink - lse))) * delta)));
       }
     }
   }

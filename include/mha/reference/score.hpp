@@ -10,7 +10,7 @@
 #include <cmath>
 
 #include "mha/internal/support/floating.hpp"
-#include "mha/rules/combine.hpp"
+#include "mha/rules/derivative.hpp"
 
 namespace mha::inline MHA_ABI::reference {
 
@@ -70,7 +70,8 @@ class Score {
 
   /// The gradient of a capped score, given that of the modified one.
   Acc modified_gradient(Index i, Index j, const Acc& s, const Acc& grad) const {
-    return rules_.score_gradient(s, grad, extent_, b_, h_, whole_query(i), whole_key(j));
+    return detail::score_gradient<true>(rules_, s, grad, extent_, b_, h_, whole_query(i),
+                                        whole_key(j));
   }
   /// The gradient of scale * q_i . k_j, given that of the capped score s.
   Acc capped_gradient(const Acc& s, const Acc& grad) const {

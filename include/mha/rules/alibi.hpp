@@ -172,6 +172,7 @@ class LearnedAlibi : public Alibi<T> {
     gradient_.add(h, Scalar(-Scalar(grad * this->template distance<Scalar>(extent, i, j))));
     return grad;
   }
+  GradientSharing gradient_sharing() const { return gradient_.sharing(); }
 
  private:
   detail::PerHead<G> gradient_;

@@ -107,6 +107,9 @@ class LearnedBias : public Bias<T> {
     sum = detail::convert<G>(Scalar(detail::convert<Scalar>(sum) + grad));
     return grad;
   }
+  GradientSharing gradient_sharing() const {
+    return {gradient_.strides[0] == 0, gradient_.strides[1] == 0, gradient_.strides[3] == 0};
+  }
 
  private:
   TensorView<G> gradient_;
@@ -130,8 +133,8 @@ auto make_learned_bias(M&& m, G& gradient) {
 }  // namespace detail
 
 /// bias(m), learned: attention_backward() adds the gradient of m to `gradient`. An axis of size 1
-/// collects the sum of all that it serves. Calls that collect gradients of rules are computed by the
-/// calling thread.
+/// collects the sum of all that it serves, in the order of sequences and heads, the same for any number of
+/// threads: what adds to the same numbers is computed by one of them.
 /// @param gradient  of m's shape, in memory that outlives the rule; set it to zero beforehand
 /// @throws std::invalid_argument if the two differ in shape
 template <class M, class G>

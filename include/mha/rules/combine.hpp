@@ -225,29 +225,8 @@ class Rules final : public Rule {
     return s;
   }
 
-  /// Scores pass through the backward pass as they are: nothing but sums.
-  static constexpr bool kAdditiveScore =
-      ((!detail::HasScore<Parts> || detail::HasAdditiveScore<Parts>)&&...);
   /// Some rule collects the gradient of its own numbers.
   static constexpr bool kCollectsGradient = (detail::CollectsGradient<Parts> || ...);
-
-  /// The gradient of the score before these rules, from that of the score after them.
-  template <class Scalar>
-  Scalar score_gradient(const Scalar& s, const Scalar& grad, const Extent& extent, Index b, Index h,
-                        Index i, Index j) const {
-    return undo_from<0>(s, grad, extent, b, h, i, j);
-  }
-
-  /// The gradient of head h's sink, to whoever collects it.
-  template <class Scalar>
-  void collect_sink_gradient(Index h, const Scalar& grad) const {
-    each([&](const auto& part) {
-      using Part = std::remove_cvref_t<decltype(part)>;
-      if constexpr (detail::HasSink<Part> && detail::CollectsGradient<Part>) {
-        part.collect(h, grad);
-      }
-    });
-  }
 
   /// The factor of query * key^T: scale() if given, else 1 / sqrt(head_dim).
   template <class Scalar>
@@ -303,32 +282,6 @@ class Rules final : public Rule {
   }
 
  private:
-  /// The chain rule, last rule first: each is asked at the score that it was given.
-  template <std::size_t kPart, class Scalar>
-  Scalar undo_from(const Scalar& s, const Scalar& grad, const Extent& extent, Index b, Index h,
-                   Index i, Index j) const {
-    if constexpr (kPart == sizeof...(Parts)) {
-      return grad;
-    } else {
-      const auto& part = std::get<kPart>(parts_);
-      using Part = std::remove_cvref_t<decltype(part)>;
-      if constexpr (detail::HasScore<Part>) {
-        static_assert(detail::HasScoreGradient<Part> || detail::HasAdditiveScore<Part>,
-                      "mha: this rule cannot be differentiated: it needs score_gradient (with "
-                      "kHasScoreGradient), or kAdditiveScore if it only adds to the score");
-        const Scalar grad_after = undo_from<kPart + 1, Scalar>(part.score(s, extent, b, h, i, j),
-                                                               grad, extent, b, h, i, j);
-        if constexpr (detail::HasScoreGradient<Part>) {
-          return part.score_gradient(s, grad_after, extent, b, h, i, j);
-        } else {
-          return grad_after;
-        }
-      } else {
-        return undo_from<kPart + 1, Scalar>(s, grad, extent, b, h, i, j);
-      }
-    }
-  }
-
   template <class F>
   void each(F&& f) const {
     std::apply([&](const auto&... part) { (f(part), ...); }, parts_);

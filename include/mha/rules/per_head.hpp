@@ -37,6 +37,8 @@ struct PerHead {
     G& sum = sums[size == 1 ? 0 : h * stride];
     sum = convert<G>(Scalar(convert<Scalar>(sum) + grad));
   }
+  /// Of a head, all queries and keys add to one number.
+  GradientSharing sharing() const { return {true, size == 1, true}; }
 };
 
 template <class G>

@@ -19,6 +19,9 @@
 //            (static constexpr bool kAdditiveScore = true;):
 //   Scalar   score_gradient(score, grad, extent, b, h, i, j)   grad times d score() / d score
 //            with  static constexpr bool kHasScoreGradient = true;
+//            one that adds up a gradient of its own numbers there has
+//            static constexpr bool kCollectsGradient = true;    and, unless all is done by one thread,
+//   GradientSharing gradient_sharing()           which parts of the call add to the same number
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call
@@ -107,6 +110,14 @@ struct PairTile {
 /// What a mask says about a whole tile: no pair of it may attend, all may; some: neither, or unknown.
 enum class TileMask { none, some, all };
 
+/// Of a rule that collects a gradient of its own numbers: what adds to the same of them, and is therefore
+/// taken by one thread, in order.
+struct GradientSharing {
+  bool sequences = true;
+  bool heads = true;  ///< of the query's
+  bool keys = true;   ///< those of one head
+};
+
 /// What every mask and score modifier derives from.
 struct Rule {};
 
@@ -167,6 +178,10 @@ concept HasScoreGradient = HasScore<R> && requires {
 template <class R>
 concept CollectsGradient = requires {
   requires std::remove_cvref_t<R>::kCollectsGradient;
+};
+template <class R>
+concept HasGradientSharing = CollectsGradient<R> && requires(const R& r) {
+  { r.gradient_sharing() } -> std::same_as<GradientSharing>;
 };
 template <class R>
 concept HasOffset = requires(const R& r, const Extent& e) {

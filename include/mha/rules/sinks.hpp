@@ -64,6 +64,7 @@ class LearnedSinks : public Sinks<T> {
   void collect(Index h, const Scalar& grad) const {
     gradient_.add(h, grad);
   }
+  GradientSharing gradient_sharing() const { return gradient_.sharing(); }
 
  private:
   detail::PerHead<G> gradient_;

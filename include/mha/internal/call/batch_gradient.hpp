@@ -6,7 +6,7 @@
 #pragma once
 
 #include "mha/internal/call/batch.hpp"
-#include "mha/internal/kernels/gradient_walk.hpp"
+#include "mha/internal/kernels/gradient_parts.hpp"
 #include "mha/reference/backward.hpp"
 
 namespace mha::inline MHA_ABI::detail {
@@ -100,69 +100,174 @@ void write_scaled(const MatrixView<In>& to, const Acc* sums, Index wide, Acc fac
   }
 }
 
-/// The same by the kernels, in `memory`.
+/// A backward pass by the kernels: its rules known by their functions alone, compiled once per scalar.
 template <class In, class Acc>
-void backward_by_kernels(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
-                         const kernels::GradientCalls<Acc>& gradient_calls,
-                         const kernels::Kernels<Acc>& kernels, kernels::GradientMemory<Acc>& memory,
-                         Index b, Index kv_head) {
-  const MatrixView<In> key = call.keys_of(call.grad_key, b, kv_head);
-  const MatrixView<In> value = call.keys_of(call.grad_value, b, kv_head);
-  using Sums = kernels::KeySums<Acc>;
-  const bool has_extra = call.forward.extra.key != nullptr;
-  const auto join = [&](const Sums& a, const Sums& b_sums) {
-    memory.tile.add(kernels, a, b_sums, key.rows + (has_extra ? 1 : 0));
-  };
-  for (Index g = 0; g < call.group_size(); ++g) {
-    const Index h = kv_head * call.group_size() + g;
-    const auto head = kernels::make_head<In, In>(kernels, calls, call.forward, b, h);
-    const HeadGradientTask<In, Acc> task = call.head(b, h, {}, {});
-    memory.heads.start(g, memory.sums, join);
-    kernels::GradientWalk<In, Acc>(head, task, gradient_calls, memory).run(memory.sums);
-  }
-  memory.heads.finish(memory.sums, join);
-  write_scaled(key, memory.sums.key, memory.tile.wide_head, calls.scale);
-  write_scaled(value, memory.sums.value, memory.tile.wide_value, calls.dropout_scale);
-  if (!has_extra) return;
-  const Sums extra = memory.tile.row(memory.sums, key.rows);
-  const MatrixView<Acc> extra_key{call.extra_key_of(b, kv_head), 1, key.cols, key.cols, 1};
-  const MatrixView<Acc> extra_value{call.extra_value_of(b, kv_head), 1, value.cols, value.cols, 1};
-  write_scaled(extra_key, extra.key, memory.tile.wide_head, calls.scale);
-  write_scaled(extra_value, extra.value, memory.tile.wide_value, calls.dropout_scale);
-}
+class GradientByKernels {
+ public:
+  GradientByKernels(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
+                    const kernels::GradientCalls<Acc>& gradient_calls, kernels::Target which,
+                    const Executor& executor)
+      : call_(call),
+        calls_(calls),
+        gradient_calls_(gradient_calls),
+        kernels_(kernels::table<Acc>(which)),
+        sizes_{call.forward.query.size(3), call.forward.value.size(3), call.forward.kv_len(),
+               call.forward.extra.key != nullptr, !std::is_same_v<In, Acc>},
+        keeps_capped_(gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0)),
+        executor_(executor),
+        plan_({call.forward.batch(), call.forward.key.size(1), gradient_calls.sharing},
+              call.group_size(), call.forward.query_len(), sizes_, kBlock, executor) {}
 
-/// Every head of every sequence, its rules known by their functions alone: compiled once per scalar.
+  void run(Workspace* workspace) const {
+    const std::size_t each = bytes_per_worker();
+    const CallMemory memory(workspace, static_cast<std::size_t>(plan_.workers) * each);
+    const kernels::MemoryBlock block{memory.data(), memory.size()};
+    const auto share = [&](Index tasks, const auto& run_task) {
+      kernels::share(tasks, std::min(plan_.workers, tasks), executor_,
+                     [&](Index task, Index worker) {
+                       kernels::Arena arena(block.of_worker(worker, each));
+                       run_task(task, arena);
+                     });
+    };
+    const Index units = plan_.units.count();
+    if (plan_.keys == 0) {
+      share(units, [&](Index n, kernels::Arena& arena) {
+        Walk at = walk_memory(arena);
+        plan_.units.each(n, [&](Index b, Index kv_head) { run_head(b, kv_head, at); });
+      });
+      return;
+    }
+    const Index key_parts = plan_.key_parts + (sizes_.extra_key ? 1 : 0);
+    share(units * key_parts, [&](Index n, kernels::Arena& arena) {
+      KeyPart at = key_memory(arena);
+      plan_.units.each(n / key_parts,
+                       [&](Index b, Index kv_head) { run_keys(b, kv_head, n % key_parts, at); });
+    });
+    const Index heads = call_.forward.query.size(1);
+    share(call_.forward.batch() * heads * plan_.query_parts, [&](Index n, kernels::Arena& arena) {
+      QueryPart at = query_memory(arena);
+      const Index head = n / plan_.query_parts;
+      run_queries(head / heads, head % heads, n % plan_.query_parts, at);
+    });
+  }
+
+ private:
+  static constexpr Index kBlock = kernels::GradientMemory<Acc>::kBlock;
+  using Sums = kernels::KeySums<Acc>;
+  using Walk = kernels::GradientMemory<Acc>;
+  using KeyPart = kernels::KeyPartMemory<Acc>;
+  using QueryPart = kernels::QueryPartMemory<Acc>;
+
+  Walk walk_memory(kernels::Arena& arena) const {
+    return Walk(sizes_, call_.forward.query_len(), call_.group_size(), keeps_capped_, arena);
+  }
+  KeyPart key_memory(kernels::Arena& arena) const {
+    return KeyPart(sizes_, call_.forward.query_len(), call_.group_size(), keeps_capped_,
+                   std::min(plan_.keys, sizes_.kv_len), arena);
+  }
+  QueryPart query_memory(kernels::Arena& arena) const {
+    return QueryPart(sizes_, keeps_capped_, arena);
+  }
+  std::size_t bytes_per_worker() const {
+    kernels::Arena first;
+    kernels::Arena second;
+    if (plan_.keys == 0) {
+      walk_memory(first);
+    } else {
+      key_memory(first);
+      query_memory(second);
+    }
+    return std::max(first.used(), second.used());
+  }
+
+  /// f(head, its task) for the query heads that read a head of keys, whose shares of dK and dV, in memory.sums after
+  /// f, are added up there.
+  template <class Memory, class F>
+  void sum_over_heads(Index b, Index kv_head, Index keys, Memory& memory, const F& f) const {
+    const auto join = [&](const Sums& a, const Sums& other) {
+      memory.tile.add(kernels_, a, other, keys);
+    };
+    for (Index g = 0; g < call_.group_size(); ++g) {
+      const Index h = kv_head * call_.group_size() + g;
+      memory.heads.start(g, memory.sums, join);
+      f(kernels::make_head<In, In>(kernels_, calls_, call_.forward, b, h),
+        call_.head(b, h, {}, {}));
+    }
+    memory.heads.finish(memory.sums, join);
+  }
+
+  /// All gradients of a head of keys and of the query heads that read it.
+  void run_head(Index b, Index kv_head, Walk& at) const {
+    const MatrixView<In> key = call_.keys_of(call_.grad_key, b, kv_head);
+    sum_over_heads(b, kv_head, key.rows + (sizes_.extra_key ? 1 : 0), at,
+                   [&](const auto& head, const auto& task) {
+                     kernels::GradientWalk<In, Acc>(head, task, gradient_calls_, at).run(at.sums);
+                   });
+    write_keys(b, kv_head, {0, key.rows}, at.tile, at.sums);
+    if (sizes_.extra_key) write_extra_key(b, kv_head, at.tile, at.tile.row(at.sums, key.rows));
+  }
+  /// dK and dV of a part of the keys; the last part is the extra key.
+  void run_keys(Index b, Index kv_head, Index part, KeyPart& at) const {
+    const Index kv_len = call_.keys_of(call_.grad_key, b, kv_head).rows;
+    const bool extra = part == plan_.key_parts;
+    const Index first = part * plan_.keys;
+    const KeyRange keys = extra ? KeyRange{kv_len, kv_len + 1}
+                                : KeyRange{first, std::min(kv_len, first + plan_.keys)};
+    if (keys.begin >= keys.end) return;
+    sum_over_heads(b, kv_head, keys.end - keys.begin, at, [&](const auto& head, const auto& task) {
+      kernels::sum_over_queries(head, task, gradient_calls_, keys, at);
+    });
+    if (extra) {
+      write_extra_key(b, kv_head, at.tile, at.sums);
+    } else {
+      write_keys(b, kv_head, keys, at.tile, at.sums);
+    }
+  }
+  /// dQ of a part of the queries.
+  void run_queries(Index b, Index h, Index part, QueryPart& at) const {
+    const auto head = kernels::make_head<In, In>(kernels_, calls_, call_.forward, b, h);
+    const HeadGradientTask<In, Acc> task = call_.head(b, h, {}, {});
+    const Index first = part * plan_.blocks * kBlock;
+    const Index end = std::min(task.query.rows, first + plan_.blocks * kBlock);
+    for (Index row = first; row < end; row += kBlock) {
+      kernels::sum_over_keys(head, task, gradient_calls_, row, std::min(kBlock, end - row), at);
+    }
+  }
+
+  void write_keys(Index b, Index kv_head, const KeyRange& keys,
+                  const kernels::GradientTileMemory<Acc>& tile, const Sums& sums) const {
+    const Index count = keys.end - keys.begin;
+    write_scaled(call_.keys_of(call_.grad_key, b, kv_head).middle_rows(keys.begin, count), sums.key,
+                 tile.wide_head, calls_.scale);
+    write_scaled(call_.keys_of(call_.grad_value, b, kv_head).middle_rows(keys.begin, count),
+                 sums.value, tile.wide_value, calls_.dropout_scale);
+  }
+  void write_extra_key(Index b, Index kv_head, const kernels::GradientTileMemory<Acc>& tile,
+                       const Sums& sums) const {
+    const auto row = [](Acc* data, Index cols) { return MatrixView<Acc>{data, 1, cols, cols, 1}; };
+    write_scaled(row(call_.extra_key_of(b, kv_head), sizes_.head_dim), sums.key, tile.wide_head,
+                 calls_.scale);
+    write_scaled(row(call_.extra_value_of(b, kv_head), sizes_.value_dim), sums.value,
+                 tile.wide_value, calls_.dropout_scale);
+  }
+
+  const BatchGradient<In, Acc>& call_;
+  const kernels::RuleCalls<Acc>& calls_;
+  const kernels::GradientCalls<Acc>& gradient_calls_;
+  const kernels::Kernels<Acc>& kernels_;
+  const kernels::TileSizes sizes_;
+  const bool keeps_capped_;  ///< scores, for rules that are asked about their gradient
+  const Executor& executor_;
+  const kernels::GradientPlan plan_;
+};
+
+/// Every head of every sequence.
 template <class In, class Acc>
 void compute_gradient(const BatchGradient<In, Acc>& call, const kernels::RuleCalls<Acc>& calls,
                       const kernels::GradientCalls<Acc>& gradient_calls, kernels::Target which,
                       const Executor& executor, Workspace* workspace) {
-  const Index kv_heads = call.forward.key.size(1);
-  const Index tasks = call.forward.batch() * kv_heads;
-  if (tasks == 0) return;
-  const Index head_dim = call.forward.query.size(3);
-  const Index value_dim = call.forward.value.size(3);
-  const kernels::TileSizes sizes{head_dim, value_dim, call.forward.kv_len(),
-                                 call.forward.extra.key != nullptr, !std::is_same_v<In, Acc>};
-  const bool keeps_capped = gradient_calls.score_gradient != nullptr || calls.softcap > Acc(0);
-  const auto memory_of_worker = [&](kernels::Arena& arena) {
-    return kernels::GradientMemory<Acc>(sizes, call.forward.query_len(), call.group_size(),
-                                        keeps_capped, arena);
-  };
-  kernels::Arena counter;
-  memory_of_worker(counter);
-  const double work =
-      2.5 * static_cast<double>(call.forward.query_len()) * static_cast<double>(sizes.kv_len) *
-      static_cast<double>(call.forward.batch()) * static_cast<double>(call.forward.query.size(1)) *
-      static_cast<double>(head_dim + value_dim);
-  const Index workers = kernels::workers_for(tasks, work, executor);
-  const CallMemory memory(workspace, static_cast<std::size_t>(workers) * counter.used());
-  kernels::share(tasks, workers, executor, [&](Index k, Index worker) {
-    kernels::Arena arena(
-        kernels::MemoryBlock{memory.data(), memory.size()}.of_worker(worker, counter.used()));
-    kernels::GradientMemory<Acc> parts = memory_of_worker(arena);
-    backward_by_kernels(call, calls, gradient_calls, kernels::table<Acc>(which), parts,
-                        k / kv_heads, k % kv_heads);
-  });
+  if (call.forward.batch() * call.forward.key.size(1) == 0) return;
+  GradientByKernels<In, Acc>(call, calls, gradient_calls, which, executor).run(workspace);
 }
 
 #if defined(MHA_COMPILED_TEMPLATE)
@@ -175,20 +280,20 @@ MHA_COMPILED_GRADIENT(double)
 #undef MHA_COMPILED_GRADIENT
 #endif
 
-/// Every head of every sequence. A key head's gradients are the work of one task: the same bits for
-/// any number of threads. Where rules collect gradients, which heads share, one thread does all.
+/// Every head of every sequence: the same bits for any number of threads.
 template <class In, class Acc, class RuleSet>
 void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Executor& executor,
               [[maybe_unused]] Workspace* workspace) {
-  const Executor& own = RuleSet::kCollectsGradient ? Executor() : executor;
   if constexpr (has_kernels<Acc>) {
     const kernels::Target which = kernels::target();
     const auto calls = kernels::rule_calls<Acc>(rules, call.forward.query.size(3), which);
-    compute_gradient(call, calls, kernels::gradient_calls<Acc, RuleSet>(), which, own, workspace);
+    compute_gradient(call, calls, kernels::gradient_calls<Acc>(rules), which, executor, workspace);
   } else {
-    const Index kv_heads = call.forward.key.size(1);
-    own.parallel_for(call.forward.batch() * kv_heads,
-                     [&](Index k) { backward_plainly(call, rules, k / kv_heads, k % kv_heads); });
+    const kernels::HeadUnits units{call.forward.batch(), call.forward.key.size(1),
+                                   gradient_sharing(rules)};
+    executor.parallel_for(units.count(), [&](Index n) {
+      units.each(n, [&](Index b, Index kv_head) { backward_plainly(call, rules, b, kv_head); });
+    });
   }
 }
 

@@ -116,7 +116,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
         if (correction == T(1)) continue;
         for (Index c = 0; c < at_.wide; ++c) acc[r * at_.wide + c] *= correction;
       }
-      kernels_.add(acc, 1, rows_ * at_.wide / kernels_.vector_lanes, at_.part);
+      kernels_.add(acc, 0, 1, rows_ * at_.wide / kernels_.vector_lanes, at_.part);
     }
     fresh_ = false;
   }

@@ -59,8 +59,8 @@ struct GradientTileMemory {
   /// to += from, of so many keys.
   void add(const Kernels<T>& kernels, const KeySums<T>& to, const KeySums<T>& from,
            Index keys) const {
-    kernels.add(to.key, 1, keys * wide_head / kernels.vector_lanes, from.key);
-    kernels.add(to.value, 1, keys * wide_value / kernels.vector_lanes, from.value);
+    kernels.add(to.key, 0, 1, keys * wide_head / kernels.vector_lanes, from.key);
+    kernels.add(to.value, 0, 1, keys * wide_value / kernels.vector_lanes, from.value);
   }
   void clear(const KeySums<T>& sums, Index keys) const {
     std::fill_n(sums.key, keys * wide_head, T(0));

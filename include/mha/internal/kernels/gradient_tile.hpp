@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp, over one chunk of keys.
+// The backward pass of a tile of queries, which are the lanes as in query_tile.hpp, over keys of one chunk.
 // Key tile by key tile the weights are computed once more from lse; then, on the same register tile as
 // everything:
 //     dP^T = V dO^T                  [key][query]
@@ -21,6 +21,9 @@
 
 namespace mha::inline MHA_ABI::kernels {
 
+/// Which gradients are wanted: sums over queries (dK, dV), sums over keys (dQ), or both.
+enum class GradientsOf { all, keys, queries };
+
 template <class In, class T>
 class GradientTile : public QueryScores<In, In, T> {
  public:
@@ -29,17 +32,26 @@ class GradientTile : public QueryScores<In, In, T> {
   using Tile::kWide;
 
   GradientTile(const Head<In, In, T>& head, const HeadGradientTask<In, T>& task,
-               const GradientCalls<T>& gradient_calls, const GradientTileMemory<T>& memory)
-      : Tile(head, memory.tile), grad_task_(task), grad_calls_(gradient_calls), to_(memory) {
+               const GradientCalls<T>& gradient_calls, GradientsOf wanted,
+               const GradientTileMemory<T>& memory)
+      : Tile(head, memory.tile),
+        grad_task_(task),
+        grad_calls_(gradient_calls),
+        wanted_(wanted),
+        score_gradient_(wanted == GradientsOf::queries ? gradient_calls.score_gradient_alone
+                                                       : gradient_calls.score_gradient),
+        to_(memory) {
     this->capped_ = memory.capped;
   }
 
-  /// Queries first, ..., first + count - 1, 0 < count <= kWide, for a chunk of keys that begins at `chunk`.
-  /// False: none of them may attend to any of it, and their share of every sum is 0.
-  bool start(Index first, Index count, Index chunk) {
+  /// Queries first, ..., first + count - 1, 0 < count <= kWide, for keys from, ..., to - 1 of one chunk, which
+  /// begin with a tile. False: none of them may attend to any of these, and their share of every sum is 0.
+  bool start(Index first, Index count, Index from, Index to) {
     this->place(first, count);
     this->find_ranges();
-    if (std::max(begin_, chunk) >= std::min(end_, chunk + kKeyChunk)) return false;
+    first_key_ = from;
+    end_key_ = to;
+    if (std::max(begin_, from) >= std::min(end_, to)) return false;
     this->pack_queries();
     if (calls_.dropout_row != nullptr) this->start_dropout();
     return true;
@@ -57,31 +69,36 @@ class GradientTile : public QueryScores<In, In, T> {
   /// lse, and rows of Q and dO. Queries without a key count as 0, whatever their rows hold.
   void take_rows(const T* delta) {
     delta_ = delta;
-    copy_rows(task_.query.middle_rows(first_, count_), to_.query_rows, to_.wide_head);
-    copy_rows(grad_task_.grad_output.middle_rows(first_, count_), to_.grad_output_rows,
-              to_.wide_value);
+    const bool needs_rows = wanted_ != GradientsOf::queries;
+    if (needs_rows) {
+      copy_rows(task_.query.middle_rows(first_, count_), to_.query_rows, to_.wide_head);
+      copy_rows(grad_task_.grad_output.middle_rows(first_, count_), to_.grad_output_rows,
+                to_.wide_value);
+    }
     for (Index l = 0; l < groups_ * kGroup; ++l) {
       const T lse = grad_task_.lse(first_ + std::min(l, count_ - 1), 0);
       const bool dead =
           mha::detail::is_minus_infinity(lse) ||
           (grad_task_.extra.key == nullptr && at_.allowed[l] == 0 && !calls_.may_mask);
       to_.lse[l] = lse;
-      if (!dead || l >= count_) continue;
+      if (!needs_rows || !dead || l >= count_) continue;
       std::fill_n(to_.query_rows + l * to_.wide_head, to_.wide_head, T(0));
       std::fill_n(to_.grad_output_rows + l * to_.wide_value, to_.wide_value, T(0));
     }
     rows_finite_ =
+        needs_rows &&
         kernels_.all_finite(to_.query_rows, to_.wide_head, 1, count_, to_.wide_head) &&
         kernels_.all_finite(to_.grad_output_rows, to_.wide_value, 1, count_, to_.wide_value);
   }
 
-  /// Keys chunk, ..., chunk + kKeyChunk - 1.
-  /// @param grad_query  panel [head_dim]: becomes the chunk's share of dQ^T, without its scale
-  /// @param sums        of the chunk's keys: the tile's share is added
-  void run_chunk(Index chunk, T* grad_query, const KeySums<T>& sums) {
+  /// The keys that start() was given.
+  /// @param grad_query  panel [head_dim]: becomes their share of dQ^T, without its scale
+  /// @param sums        of these keys: the tile's share is added
+  void run_keys(T* grad_query, const KeySums<T>& sums) {
     bool fresh = true;
-    const Index stop = std::min(end_, chunk + kKeyChunk);
-    for (Index tile = std::max(chunk, begin_ - begin_ % kKeyTile); tile < stop; tile += kKeyTile) {
+    const Index stop = std::min(end_, end_key_);
+    for (Index tile = std::max(first_key_, begin_ - begin_ % kKeyTile); tile < stop;
+         tile += kKeyTile) {
       if (!this->wants(tile)) continue;
       const Index from = std::max(tile, begin_);
       const Index to = std::min(tile + kKeyTile, end_);
@@ -89,14 +106,15 @@ class GradientTile : public QueryScores<In, In, T> {
       const MatrixView<const T> value = head_.tiles.values(from, to, at_.scratch.value);
       this->segments_.cut(from, to, groups_);
       for (const Segment& s : this->segments_) {
-        step(s, key, value, from, tile, to_.row(sums, s.begin - chunk));
+        step(s, key, value, from, tile, sums);
       }
+      if (wanted_ == GradientsOf::keys) continue;
       Upcoming<T> nothing;
       this->weighted_by(to_.grad_scores, tile, true)
           .add_to(grad_query, fresh, key, from, to_.part, nothing);
       fresh = false;
     }
-    if (fresh) this->zero_panel(grad_query, task_.key.cols);
+    if (fresh && wanted_ != GradientsOf::keys) this->zero_panel(grad_query, task_.key.cols);
   }
 
   /// Lanes of a panel without a query: they are added up with the others.
@@ -107,8 +125,8 @@ class GradientTile : public QueryScores<In, In, T> {
 
   /// The extra key, for queries first, ..., first + count - 1.
   /// @param delta       of these queries, see find_delta()
-  /// @param grad_query  panel: its share is added
-  /// @param sums        of one key: its share is added
+  /// @param grad_query  panel: its share is added, if it is wanted
+  /// @param sums        of one key: its share is added, if it is wanted
   void run_extra_key(Index first, Index count, const T* delta, T* grad_query,
                      const KeySums<T>& sums) {
     this->place(first, count);
@@ -141,8 +159,8 @@ class GradientTile : public QueryScores<In, In, T> {
       kernels_.softcap_gradient(capped, grad, 1, vectors, calls_.softcap);
     }
     if (drops) kernels_.drop(p, 1, vectors, dropout);
-    add_to_keys(p, grad, 1, 0, count_, sums);
-    add_extra_to_query(grad, vectors, grad_query);
+    if (wanted_ != GradientsOf::queries) add_to_keys(p, grad, 1, 0, count_, sums);
+    if (wanted_ != GradientsOf::keys) add_extra_to_query(grad, vectors, grad_query);
   }
 
   /// dQ^T += k dS^T of the extra key, as of any other.
@@ -246,15 +264,16 @@ class GradientTile : public QueryScores<In, In, T> {
       kernels_.drop_gradient(grad, keys, vectors, this->dropout_of(s), calls_.dropout_scale);
     }
     kernels_.weight_gradient(p, grad, keys, vectors, delta_ + lane);
-    if (grad_calls_.score_gradient != nullptr) undo_rules(s, grad, tile, queries);
+    if (score_gradient_ != nullptr) undo_rules(s, grad, tile, queries);
     if (calls_.softcap > T(0)) {
       kernels_.softcap_gradient(to_.capped + (s.begin - tile) * kWide + lane, grad, keys, vectors,
                                 calls_.softcap);
     }
 
     // dV, dK; dV times dropout's scale at the end
+    if (wanted_ == GradientsOf::queries) return;
     if (calls_.dropout_row != nullptr) kernels_.drop(p, keys, vectors, this->dropout_of(s));
-    add_to_keys(p, grad, keys, lane, queries, sums);
+    add_to_keys(p, grad, keys, lane, queries, to_.row(sums, s.begin - first_key_));
   }
 
   /// dV and dK of some keys, from queries lane, ..., lane + queries - 1: p and grad begin at the first.
@@ -331,7 +350,7 @@ class GradientTile : public QueryScores<In, In, T> {
       clean = l + 1;
     }
     take(clean, queries);
-    kernels_.add(sum, 1, wide / kernels_.vector_lanes, chain);
+    kernels_.add(sum, 0, 1, wide / kernels_.vector_lanes, chain);
   }
 
   void undo_rules(const Segment& s, T* grad, Index tile, Index queries) {
@@ -347,13 +366,16 @@ class GradientTile : public QueryScores<In, In, T> {
     at.s = to_.capped + (s.begin - tile) * kWide + lane;
     at.row_stride = kWide;
     at.lanes_are_queries = true;
-    grad_calls_.score_gradient(calls_.rules, at, grad);
+    score_gradient_(calls_.rules, at, grad);
   }
 
   const HeadGradientTask<In, T>& grad_task_;
   const GradientCalls<T>& grad_calls_;
+  const GradientsOf wanted_;
+  const typename GradientCalls<T>::ScoreGradient score_gradient_;
   const GradientTileMemory<T>& to_;
-  const T* delta_ = nullptr;  ///< lanes
+  Index first_key_ = 0, end_key_ = 0;  ///< keys, see start()
+  const T* delta_ = nullptr;           ///< lanes
   bool rows_finite_ = true;
 };
 

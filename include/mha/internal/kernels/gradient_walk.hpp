@@ -86,7 +86,7 @@ class GradientWalk {
       : head_(head),
         task_(task),
         at_(memory),
-        tile_(head, task, calls, memory.tile),
+        tile_(head, task, calls, GradientsOf::all, memory.tile),
         query_len_(task.query.rows),
         kv_len_(task.key.rows),
         query_chunks_(chunks_of(query_len_)),
@@ -158,12 +158,13 @@ class GradientWalk {
   /// One chunk of queries and one of keys.
   bool pair(Index q, Index k, T* grad_query, const KeySums<T>& sums) {
     bool any = false;
-    const Index chunk = k * kKeyChunk;
-    at_.tile.clear(sums, std::min(kKeyChunk, kv_len_ - chunk));
+    const Index from = k * kKeyChunk;
+    const Index to = std::min(kv_len_, from + kKeyChunk);
+    at_.tile.clear(sums, to - from);
     const Index first = q * kKeyChunk;
     for_each_block(first, std::min(query_len_, first + kKeyChunk), [&](Index row, Index count) {
       T* const panel = one_panel() ? grad_query : grad_query + (row - first) / kBlock * at_.panel;
-      if (tile_.start(row, count, chunk)) {
+      if (tile_.start(row, count, from, to)) {
         any = true;
         if (one_panel()) {
           tile_.find_delta(row, count, at_.delta + row);
@@ -171,7 +172,7 @@ class GradientWalk {
           tile_.pack_grad_output();
         }
         tile_.take_rows(at_.delta + row);
-        tile_.run_chunk(chunk, panel, sums);
+        tile_.run_keys(panel, sums);
         if (!one_panel()) tile_.zero_unused(panel);
         tile_.note_seen(at_.seen + row);
       } else {
@@ -204,7 +205,7 @@ class GradientWalk {
   }
 
   void add(T* to, const T* from, Index count) const {
-    head_.kernels.add(to, 1, count / head_.kernels.vector_lanes, from);
+    head_.kernels.add(to, 0, 1, count / head_.kernels.vector_lanes, from);
   }
   /// Of queries first, ..., at most so many.
   void add_queries(T* to, const T* from, Index first, Index tokens) const {

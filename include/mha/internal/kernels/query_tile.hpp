@@ -70,7 +70,7 @@ class QueryTile : public QueryScores<In, Out, T> {
         kernels_.drop(scores, s.end - s.begin, part, this->dropout_of(s));
       }
     }
-    if (!fresh_) kernels_.add(state.row_sum, 1, vectors, tile_sum);
+    if (!fresh_) kernels_.add(state.row_sum, 0, 1, vectors, tile_sum);
     this->weighted_by(at_.scratch.s, tile, calls_.may_mask)
         .add_to(state.acc, fresh_, value, from, at_.scratch.part, next_keys_);
     fresh_ = false;

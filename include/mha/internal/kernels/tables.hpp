@@ -132,8 +132,8 @@ struct Kernels {
   /// x[r][l] *= factor[l].
   void (*rescale)(T* x, Index rows, Index vectors, const T* factor);
 
-  /// x[r][l] += part[r][l].
-  void (*add)(T* x, Index rows, Index vectors, const T* part);
+  /// x[r][l] += part[r][l]; rows of x are x_row apart.
+  void (*add)(T* x, Index x_row, Index rows, Index vectors, const T* part);
 
   /// total += part, two states of the running softmax: maxima, sums and accumulators.
   void (*merge)(T* total, T* total_max, T* total_sum, const T* part, const T* part_max,

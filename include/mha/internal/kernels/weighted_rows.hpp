@@ -73,7 +73,7 @@ struct WeightedRows {
           add_in_pieces(s, rows, from, sum);
         }
       }
-      if (!first) kernels.add(acc, rows.cols, vectors_of(groups), part);
+      if (!first) kernels.add(acc, kWide, rows.cols, vectors_of(groups), part);
       return;
     }
     for (const Segment& s : runs) {

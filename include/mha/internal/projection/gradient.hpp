@@ -24,6 +24,8 @@ class ProjectionGradients {
       : executor_(executor) {
     if constexpr (has_kernels<Acc>) {
       workers_ = workers_of(executor);
+      tokens_ = tokens;
+      inputs_ = inputs;
       workspace.reserve(bytes(executor, tokens, inputs));
       memory_ = {workspace.data(), workspace.size()};
     }
@@ -43,23 +45,15 @@ class ProjectionGradients {
   void add_parameters(Linear& gradient, const View& x, const View& y) const {
     const MatrixView<Acc> weight{gradient.weight.data(), gradient.weight.rows(),
                                  gradient.weight.cols(), gradient.weight.cols(), 1};
-    if (gradient.has_bias()) {
-      if constexpr (has_kernels<Acc>) {
-        using Rows = Eigen::Map<const Matrix<Acc>, 0, Eigen::OuterStride<>>;
-        if (y.col_stride == 1) {  // in the rows' order, column by column: the same bits anywhere
-          const Rows rows(y.data, y.rows, y.cols, Eigen::OuterStride<>(y.row_stride));
-          for (Index i = 0; i < y.rows; ++i) gradient.bias += rows.row(i);
-        }
-      }
-      if (!has_kernels<Acc> || y.col_stride != 1) {
+    if constexpr (has_kernels<Acc>) {
+      kernels::add_outer(products(), weight, gradient.has_bias() ? gradient.bias.data() : nullptr,
+                         x, y);
+    } else {
+      if (gradient.has_bias()) {
         for (Index i = 0; i < y.rows; ++i) {
           for (Index c = 0; c < y.cols; ++c) gradient.bias(c) += y(i, c);
         }
       }
-    }
-    if constexpr (has_kernels<Acc>) {
-      kernels::add_outer(products(), weight, x, y);
-    } else {
       for (Index i = 0; i < x.rows; ++i) {
         for (Index d = 0; d < x.cols; ++d) {
           for (Index c = 0; c < y.cols; ++c) weight(d, c) += Acc(x(i, d) * y(i, c));
@@ -88,11 +82,14 @@ class ProjectionGradients {
   static Index workers_of(const Executor& executor) {
     return executor.is_serial() ? 1 : std::min(executor.concurrency(), kMostWorkers);
   }
-  kernels::PanelProducts<Acc> products() const { return {executor_, memory_, workers_}; }
+  kernels::PanelProducts<Acc> products() const {
+    return {executor_, memory_, workers_, tokens_, inputs_};
+  }
 
   const Executor& executor_;
   kernels::MemoryBlock memory_;
   Index workers_ = 1;
+  Index tokens_ = 0, inputs_ = 0;
 };
 
 /// In the accumulator's type: itself, or a copy.

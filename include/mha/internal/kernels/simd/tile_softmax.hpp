@@ -277,9 +277,9 @@ void rescale(T* x, Index rows, Index vectors, const T* factor) {
 
 /// Kernels::add.
 template <class T>
-void add(T* x, Index rows, Index vectors, const T* part) {
+void add(T* x, Index x_row, Index rows, Index vectors, const T* part) {
   constexpr Index kCount = Simd<T>::kCount;
-  for (Index r = 0; r < rows; ++r, x += kLanes<T>, part += kLanes<T>) {
+  for (Index r = 0; r < rows; ++r, x += x_row, part += kLanes<T>) {
     for (Index l = 0; l < vectors * kCount; l += kCount) store(x + l, load(x + l) + load(part + l));
   }
 }
