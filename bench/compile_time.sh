@@ -51,6 +51,6 @@ measure "mha/mha.hpp included, nothing used" "$work/include.cpp"
 measure "the same, compiled" "$work/include.cpp" -DMHA_COMPILED
 measure "ten lines: a layer is made and called" "$work/ten_lines.cpp"
 measure "the same, compiled" "$work/ten_lines.cpp" -DMHA_COMPILED
-measure "training: examples/07_digits.cpp" examples/07_digits.cpp
-measure "the same, compiled" examples/07_digits.cpp -DMHA_COMPILED
+measure "training: examples/applications/07_digits.cpp" examples/applications/07_digits.cpp
+measure "the same, compiled" examples/applications/07_digits.cpp -DMHA_COMPILED
 measure "mha::compiled itself" cmake/mha_compiled.cpp -DMHA_COMPILED

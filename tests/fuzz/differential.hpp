@@ -4,7 +4,7 @@
 // backward, whose every number is compared with a plain oracle within a bound that is computed along
 // with it, and whose bits are compared with those of the same call said otherwise (threads, workspace,
 // batch company, cut queries, other outputs). Used three ways:
-//     tests/test_differential.cpp       some thousand cases of a fixed seed, with every test run
+//     test_differential.cpp             some thousand cases of a fixed seed, with every test run
 //     mha_differential                  a program: so many seconds, from any seed
 //     fuzz_differential                 a target of libFuzzer
 // To add an option: draw it in draw_...(), give it to the call and to the oracle.

@@ -8,13 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "../examples/common/encoder_options.hpp"
-#include "../examples/common/html_page.hpp"
-#include "../examples/common/sentencepiece.hpp"
-#include "../examples/common/shaded_text.hpp"
-#include "../examples/common/texts.hpp"
-#include "../examples/common/transformer.hpp"
-#include "../examples/common/words.hpp"
+#include "common/encoder_options.hpp"
+#include "common/html_page.hpp"
+#include "common/sentencepiece.hpp"
+#include "common/shaded_text.hpp"
+#include "common/texts.hpp"
+#include "common/transformer.hpp"
+#include "common/words.hpp"
 #include "support/catch.hpp"
 
 using Catch::Matchers::WithinAbs;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // The examples' training code: its gradients against central differences, and that Adam learns.
-#include "../examples/common/training.hpp"
+#include "common/training.hpp"
 
 #include "support/catch.hpp"
 
