@@ -11,6 +11,10 @@
 
 #if defined(MHA_COMPILED_LIBRARY)  // its one source
 #define MHA_COMPILED_TEMPLATE template
+#define MHA_KERNELS_ELSEWHERE 0
 #elif defined(MHA_COMPILED)
 #define MHA_COMPILED_TEMPLATE extern template
+#define MHA_KERNELS_ELSEWHERE 1
+#else
+#define MHA_KERNELS_ELSEWHERE 0
 #endif

@@ -112,6 +112,9 @@ inline void use_target(Target t) {
 
 /// The functions of a target; those of the highest here, if this unit was compiled without it.
 template <class T>
+const Kernels<T>& table(Target which);
+#if !MHA_KERNELS_ELSEWHERE
+template <class T>
 const Kernels<T>& table(Target which) {
   const Kernels<T>* found = nullptr;
 #define MHA_TARGET_CASE(t) \
@@ -121,6 +124,7 @@ const Kernels<T>& table(Target which) {
 #undef MHA_TARGET_CASE
   return *found;
 }
+#endif
 
 #if defined(MHA_COMPILED_TEMPLATE)
 MHA_COMPILED_TEMPLATE const Kernels<float>& table<float>(Target);

@@ -16,6 +16,7 @@
 
 #include <cstring>
 
+#include "mha/compiled.hpp"
 #include "mha/internal/kernels/tables.hpp"
 #include "mha/internal/support/floating.hpp"
 #include "mha/rules/lanes.hpp"
