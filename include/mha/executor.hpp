@@ -54,8 +54,8 @@ class Executor {
         run_([](void* p, Index count, const TaskFunction& f) {
           static_cast<Pool*>(p)->parallel_for(count, f);
         }) {
-    if constexpr (requires { Index{pool.num_threads()}; }) {
-      concurrency_ = std::clamp<Index>(pool.num_threads(), 1, kMostConcurrency);
+    if constexpr (requires { static_cast<Index>(pool.num_threads()); }) {
+      concurrency_ = std::clamp<Index>(static_cast<Index>(pool.num_threads()), 1, kMostConcurrency);
       is_known_ = true;
     } else {
       concurrency_ = kUnknownConcurrency;

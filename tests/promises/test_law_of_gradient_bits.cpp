@@ -6,6 +6,9 @@
 #include <mha/mha.hpp>
 
 #include <bit>
+#include <cfenv>
+#include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "support/every_target.hpp"
@@ -443,7 +446,7 @@ TEST_CASE("what adds to the same number of a gradient is one thread's, all else 
           "[gradient][executor]") {
   const Index batch = 3;
   const Index heads = 4;
-  const Inputs<float> inputs(130, 600, heads, 2, batch);
+  const Inputs<float> inputs(260, 600, heads, 2, batch);
   const auto tasks = [&](const auto& rule) {
     const auto forward =
         attention_forward(inputs.query, inputs.key, inputs.value, rule, {.need_lse = true});
@@ -457,12 +460,85 @@ TEST_CASE("what adds to the same number of a gradient is one thread's, all else 
     auto sums = random_tensor<float>(sizes, 6);
     return tasks(mha::bias(bias, sums));
   };
-  CHECK(of_bias({batch, heads, 130, 1}) == 6);  // sequences x heads of keys
-  CHECK(of_bias({1, heads, 130, 1}) == 2);      // heads of keys
-  CHECK(of_bias({1, 1, 130, 1}) == 0);          // one task needs no pool
-  CHECK(of_bias({1, 1, 130, 600}) == 16);       // parts of the keys, blocks of queries
-  CHECK(of_bias({batch, heads, 130, 600}) == 16);
+  CHECK(of_bias({batch, heads, 260, 1}) == 6);  // sequences x heads of keys
+  CHECK(of_bias({1, heads, 260, 1}) == 2);      // heads of keys
+  CHECK(of_bias({1, 1, 260, 1}) == 0);          // one task needs no pool
+  CHECK(of_bias({1, 1, 260, 600}) == 16);       // parts of the keys, blocks of queries
+  CHECK(of_bias({batch, heads, 260, 600}) == 16);
   double sum = 0;
   CHECK(tasks(SumOfGradients(sum)) == 0);
   CHECK(sum != 0);
+}
+
+TEMPLATE_TEST_CASE(
+    "a gradient whose view overlaps itself, as of relative positions, is one thread's",
+    "[gradient][executor][regression]", float, double) {
+  const Index query_len = 128;
+  const Index kv_len = 1024;
+  const Inputs<TestType> inputs(query_len, kv_len, 2, 2);
+  const mha::Vector<TestType> numbers =
+      mha::test::random_matrix<TestType>(query_len + kv_len, 1, 5).col(0);
+  const auto gradient = [&](const mha::AttentionOptions& options) {
+    mha::Vector<TestType> sums = mha::Vector<TestType>::Zero(query_len + kv_len);
+    const auto relative = [&](auto* first) {  // entry (i, j) lies at query_len - i + j
+      return mha::TensorView<std::remove_pointer_t<decltype(first)>>{
+          first + query_len, {1, 1, query_len, kv_len}, {0, 0, -1, 1}};
+    };
+    auto view = relative(sums.data());
+    const auto bias = relative(numbers.data());
+    (void)inputs(mha::bias(bias, view), options);
+    return sums;
+  };
+  const auto expected = gradient({});
+  mha::ThreadPool pool(4);
+  for (int run = 0; run < 5; ++run) {
+    CHECK_THAT(gradient({.executor = pool}), HasBitsOf(expected));
+  }
+}
+
+namespace {
+
+/// As SumOfGradients, of each key; it says so, but has no type that does the same without collecting.
+struct SumsOfKeys : SumOfGradients {
+  using SumOfGradients::SumOfGradients;
+  template <class T>
+  T score_gradient(const T& /*s*/, const T& grad, const mha::Extent& /*extent*/, Index /*b*/,
+                   Index /*h*/, Index /*i*/, Index j) const {
+    sum[j] += static_cast<double>(grad);
+    return grad;
+  }
+  mha::GradientSharing gradient_sharing() const { return {true, true, false}; }
+};
+
+}  // namespace
+
+TEST_CASE("a rule that collects is asked once about every pair, for any number of threads",
+          "[gradient][executor][regression]") {
+  const Inputs<float> inputs(128, 1024, 2, 2);
+  const auto sums = [&](const mha::AttentionOptions& options) {
+    std::vector<double> all(1024);
+    (void)inputs(SumsOfKeys(all[0]), options);
+    return all;
+  };
+  CountingPool pool{16};
+  CHECK(sums({.executor = pool}) == sums({}));
+}
+
+TEST_CASE("gradients of weights read nothing that has not been written",
+          "[gradient][projection][regression]") {
+  mha::Projection<float> linear;
+  linear.resize(300, 70, false);
+  linear.weight.setOnes();
+  auto gradient = linear.zero_gradient();
+  const Eigen::MatrixXf x = mha::test::random_matrix<float>(2100, 300, 1);
+  const Eigen::MatrixXf grad = mha::test::random_matrix<float>(2100, 70, 2);
+  mha::Workspace workspace;
+  (void)linear.apply_backward(gradient, grad, x, {.workspace = &workspace});
+  constexpr std::uint32_t kSignallingNan = 0x7fa00000;
+  for (std::size_t k = 0; k + 4 <= workspace.size(); k += 4) {
+    std::memcpy(workspace.data() + k, &kSignallingNan, 4);
+  }
+  std::feclearexcept(FE_ALL_EXCEPT);
+  (void)linear.apply_backward(gradient, grad, x, {.workspace = &workspace});
+  CHECK(std::fetestexcept(FE_INVALID) == 0);
 }

@@ -367,3 +367,15 @@ TEST_CASE("sixteen threads may use one const rule and the same inputs at once",
   });
   CHECK(wrong == 0);
 }
+
+TEST_CASE("a pool may count its threads in any integer", "[executor][regression]") {
+  struct {
+    std::size_t num_threads() const { return 3; }
+    void parallel_for(Index count, const mha::TaskFunction& f) {
+      for (Index k = 0; k < count; ++k) f(k);
+    }
+  } pool;
+  const mha::Executor executor(pool);
+  CHECK(executor.concurrency() == 3);
+  CHECK(executor.concurrency_is_known());
+}

@@ -108,7 +108,9 @@ class LearnedBias : public Bias<T> {
     return grad;
   }
   GradientSharing gradient_sharing() const {
-    return {gradient_.strides[0] == 0, gradient_.strides[1] == 0, gradient_.strides[3] == 0};
+    if (detail::overlaps_itself(gradient_))
+      return {};  // one number of several pairs, as of relative positions
+    return {gradient_.sizes[0] == 1, gradient_.sizes[1] == 1, gradient_.sizes[3] == 1};
   }
 
  private:

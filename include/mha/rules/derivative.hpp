@@ -14,13 +14,21 @@
 
 namespace mha::inline MHA_ABI::detail {
 
-/// A rule as it is, or one that collects a gradient without that: its type `Plain`.
+/// Those whose type `Plain`, a base, does the same but collect.
+template <class R>
+concept CollectsApart = CollectsGradient<R> && requires {
+  typename R::Plain;
+  requires std::is_base_of_v<typename R::Plain, R>;
+  requires !HasScore<R> || HasAdditiveScore<typename R::Plain> ||
+      HasScoreGradient<typename R::Plain>;
+};
+
+/// A rule as it is, or one that collects a gradient without that.
 template <class R, bool kCollects>
 struct AsCollecting {
   using type = R;
 };
-template <CollectsGradient R>
-requires requires { typename R::Plain; }
+template <CollectsApart R>
 struct AsCollecting<R, false> {
   using type = typename R::Plain;
 };
@@ -93,8 +101,11 @@ template <class RuleSet>
 GradientSharing gradient_sharing(const RuleSet& rules) {
   GradientSharing all{false, false, false};
   for_each_collecting(rules, [&](const auto& rule) {
+    using R = std::remove_cvref_t<decltype(rule)>;
     GradientSharing own;
-    if constexpr (HasGradientSharing<decltype(rule)>) own = rule.gradient_sharing();
+    if constexpr (HasGradientSharing<R>) own = rule.gradient_sharing();
+    // A head whose keys are shared out asks for scores' gradients twice, and never for a sink's.
+    if constexpr (!CollectsApart<R> || HasSink<R>) own.keys = true;
     all.sequences = all.sequences || own.sequences;
     all.heads = all.heads || own.heads;
     all.keys = all.keys || own.keys;

@@ -38,7 +38,7 @@ struct PerHead {
     sum = convert<G>(Scalar(convert<Scalar>(sum) + grad));
   }
   /// Of a head, all queries and keys add to one number.
-  GradientSharing sharing() const { return {true, size == 1, true}; }
+  GradientSharing sharing() const { return {true, size == 1 || stride == 0, true}; }
 };
 
 template <class G>

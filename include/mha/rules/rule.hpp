@@ -21,7 +21,9 @@
 //            with  static constexpr bool kHasScoreGradient = true;
 //            one that adds up a gradient of its own numbers there has
 //            static constexpr bool kCollectsGradient = true;    and, unless all is done by one thread,
-//   GradientSharing gradient_sharing()           which parts of the call add to the same number
+//   GradientSharing gradient_sharing()           which parts of the call add to the same number; the keys of
+//                                                a head are shared out only with a base class Plain that does
+//                                                the same but collect
 //   Index    offset(extent, b)                   query row 0 stands at this key position
 //   void     place(extent&, b, h)                notes in the extent what one head needs
 //   void     check(call_extent)                  throws if its data do not fit the call

@@ -142,16 +142,11 @@ inline constexpr Target kTargetsHere[] = {MHA_TARGETS_HERE(MHA_TARGET_CASE)};
 /// compiled without it: never none, which would stand for no rule. With MHA_QUICK_TO_COMPILE that of the lowest, for all.
 template <class T, class RuleSet>
 Modify<T> modify_of(Target which) {
-#if defined(MHA_QUICK_TO_COMPILE)
-  constexpr bool kOfEach = false;
-#else
-  constexpr bool kOfEach = true;
-#endif
   Modify<T> found = nullptr;
-#define MHA_TARGET_CASE(t)                                 \
-  if constexpr (kOfEach || Target::t == kTargetsHere[0]) { \
-    found = t::modify<T, RuleSet>;                         \
-    if (which == Target::t) return found;                  \
+#define MHA_TARGET_CASE(t)                                                  \
+  if constexpr (MHA_RULES_OF_EACH_TARGET || Target::t == kTargetsHere[0]) { \
+    found = t::modify<T, RuleSet>;                                          \
+    if (which == Target::t) return found;                                   \
   }
   MHA_TARGETS_HERE(MHA_TARGET_CASE)
 #undef MHA_TARGET_CASE

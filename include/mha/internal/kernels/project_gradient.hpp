@@ -57,7 +57,8 @@ class PanelProducts {
                     round_up(x.rows, kernels_.vector_lanes));
     });
     const MatrixView<const T> transposed{transposed_, x.cols, x.rows, stride, 1};
-    share_panels(weight, [&](const Part& part, const Memory& at) {
+    const Index most_rows = x.rows > kKeyChunk ? kSumRows : weight.rows;
+    share_panels(weight, most_rows, [&](const Part& part, const Memory& at) {
       sum_over_tokens(transposed.middle_rows(part.row, part.rows), y, part.col,
                       weight.block(part.row, part.col, part.rows, part.cols),
                       part.row == 0 && bias != nullptr ? bias + part.col : nullptr, at);
@@ -72,7 +73,7 @@ class PanelProducts {
       kernels_.pack(&weight(input, output), weight.row_stride, weight.col_stride, inputs, outputs,
                     T(1), to, kWide, lanes);
     };
-    share_panels(x, [&](const Part& part, const Memory& at) {
+    share_panels(x, x.rows, [&](const Part& part, const Memory& at) {
       run_panel(y.middle_rows(part.row, part.rows),
                 x.block(part.row, part.col, part.rows, part.cols), part.col, add, panel, at);
     });
@@ -80,6 +81,7 @@ class PanelProducts {
 
  private:
   static constexpr Index kTokenBlock = 128;
+  static constexpr Index kSumRows = kManyTokens;  ///< of a part that has several chunks
   struct Memory {
     T* panel;
     T* tail;
@@ -105,17 +107,18 @@ class PanelProducts {
     T* const panel = arena.take<T>(kPanelDepth * kWide);
     T* const tail = arena.take<T>(kRowBlock * kWide);
     const Index waiting = waiting_states(chunks_of(tokens));
-    const Index sums = waiting == 0 ? 0 : (inputs + 1) * kWide;
+    const Index sums = waiting == 0 ? 0 : (std::min(inputs, kSumRows) + 1) * kWide;
     T* const now = arena.take<T>(sums);
     return {panel, tail, now, take_tree<T*>(waiting, arena, [&] { return arena.take<T>(sums); })};
   }
 
-  /// f(part, memory) for all parts of c: panels of columns, and of these as many pieces as the workers need.
+  /// f(part, memory) for all parts of c: panels of columns, and of these as many pieces as the workers need, of
+  /// at most so many rows.
   template <class F>
-  void share_panels(const MatrixView<T>& c, const F& f) const {
+  void share_panels(const MatrixView<T>& c, Index most_rows, const F& f) const {
     const Index panels = (c.cols + kWide - 1) / kWide;
     // Rows of a task: enough of them to be worth a panel, and tasks enough to go round.
-    Index rows = std::max<Index>(c.rows, 1);
+    Index rows = std::max<Index>(std::min(c.rows, most_rows), 1);
     while (workers_ > 1 && rows > kManyTokens &&
            (c.rows + rows - 1) / rows * panels < 4 * workers_) {
       rows = (rows + 1) / 2;
@@ -136,10 +139,10 @@ class PanelProducts {
                        const MatrixView<T>& c, T* bias, Memory at) const {
     const Index lanes = round_up(c.cols, kernels_.vector_lanes);
     const bool one_chunk = y.rows <= kKeyChunk;
-    const auto join = [&](T* sums, const T* later) {
-      kernels_.add(sums, kWide, c.rows + 1, lanes / kernels_.vector_lanes, later);
-    };
     const MatrixView<T> bias_row{bias, bias == nullptr ? 0 : 1, c.cols, c.cols, 1};
+    const auto join = [&](T* sums, const T* later) {
+      kernels_.add(sums, kWide, c.rows + bias_row.rows, lanes / kernels_.vector_lanes, later);
+    };
     const T one(1);
     for (Index first = 0; first < y.rows; first += kKeyChunk) {
       const Index tokens = std::min(kKeyChunk, y.rows - first);
