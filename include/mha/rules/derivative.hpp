@@ -80,7 +80,7 @@ template <class RuleSet, class F>
 void for_each_collecting(const RuleSet& rules, const F& f) {
   std::apply(
       [&](const auto&... parts) {
-        const auto visit = [&](const auto& part) {
+        [[maybe_unused]] const auto visit = [&](const auto& part) {
           if constexpr (CollectsGradient<decltype(part)>) f(part);
         };
         (visit(parts), ...);
