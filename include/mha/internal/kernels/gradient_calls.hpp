@@ -4,6 +4,7 @@
 #pragma once
 
 #include "mha/internal/kernels/rule_calls.hpp"
+#include "mha/rules/derivative.hpp"
 
 namespace mha::inline MHA_ABI::kernels {
 
