@@ -6,8 +6,8 @@
 //     mha::ThreadPool pool(8);                     // threads of your own making
 //     attention(x, mha::causal(), {.executor = pool});
 // Any object with parallel_for(count, f), which calls f(0), ..., f(count - 1) in any order and
-// returns when all are done, serves as an executor; best with a num_threads(), so that a call knows when more,
-// smaller tasks are worth more work (few heads and many threads in the backward pass). Each part writes its own results by its own
+// returns when all are done, serves as an executor. Best with a num_threads(): only then does a backward pass with
+// fewer heads than threads do more work in more parts. Each part writes its own results by its own
 // arithmetic, so that the bits are the same whoever runs it.
 #pragma once
 
@@ -66,6 +66,7 @@ class Executor {
   /// How many tasks are worth being handed out at a time: the pool's num_threads(), if it has such
   /// a member.
   Index concurrency() const noexcept { return concurrency_; }
+  /// The pool has a num_threads().
   bool concurrency_is_known() const noexcept { return is_known_; }
 
   /// f(0), ..., f(count - 1), all done on return.

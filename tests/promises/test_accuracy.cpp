@@ -10,9 +10,9 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "support/every_target.hpp"
+#include "support/expected_attention.hpp"
 #include "support/matchers.hpp"
 
 using mha::Index;
@@ -43,36 +43,15 @@ struct Problem {
 
   /// The largest error of output(i, .), in units of eps (1 + s) times the largest value.
   double error(const Matrix<T>& output, Index i) const {
-    using Long = long double;
-    const Long scale = 1 / std::sqrt(Long(4));
-    std::vector<Long> weights(static_cast<std::size_t>(key.rows()));
-    Long most = 0;
-    Long largest = -1e30L;
-    for (Index j = 0; j < key.rows(); ++j) {
-      Long score = 0;
-      Long all = 0;
-      for (Index d = 0; d < 4; ++d) {
-        const Long product = Long(query(i, d)) * Long(key(j, d)) * scale;
-        score += product;
-        all += std::abs(product);
-      }
-      weights[static_cast<std::size_t>(j)] = score;
-      most = std::max(most, all);
-      largest = std::max(largest, score);
-    }
-    Long sum = 0;
-    for (Long& w : weights) sum += w = std::exp(w - largest);
-    Long worst = 0;
-    for (Index c = 0; c < 2; ++c) {
-      Long exact = 0;
-      for (Index j = 0; j < key.rows(); ++j) {
-        exact += weights[static_cast<std::size_t>(j)] * Long(value(j, c));
-      }
-      worst = std::max(worst, std::abs(exact / sum - Long(output(i, c))));
-    }
-    const Long unit =
-        Long(std::numeric_limits<T>::epsilon()) * (1 + most) * Long(value.cwiseAbs().maxCoeff());
-    return static_cast<double>(worst / unit);
+    const Matrix<T> row = query.row(i);
+    const auto exact = mha::test::expected_attention<T>(row, key, value).output;
+    using mha::test::Wide;
+    const Matrix<Wide> sums =
+        row.cwiseAbs().template cast<Wide>() * key.cwiseAbs().template cast<Wide>().transpose();
+    const double s = mha::test::largest(sums) / std::sqrt(4.0);
+    const Matrix<Wide> error = exact - output.row(i).template cast<Wide>();
+    return mha::test::largest(error) /
+           (std::numeric_limits<T>::epsilon() * (1 + s) * mha::test::largest(value));
   }
 };
 

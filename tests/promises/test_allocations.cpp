@@ -362,7 +362,7 @@ TEMPLATE_TEST_CASE("with a workspace, a projection allocates nothing", "[allocat
   mha::ThreadPool pool(3);
   mha::Projection<TestType> linear;
   linear.resize(200, 170, true);
-  for (const Index rows : {1, 20, 300}) {
+  for (const Index rows : {1, 20, 300, 2500}) {
     CAPTURE(rows);
     const Matrix<TestType> x = Matrix<TestType>::Zero(rows, 200);
     Matrix<TestType> y = Matrix<TestType>::Zero(rows, 170);

@@ -6,6 +6,7 @@
 // under every kind of rule. Built with -O2, where compilers fuse multiply-adds as they like.
 #include <mha/attention_scores.hpp>
 
+#include "support/counting_pool.hpp"
 #include "support/matchers.hpp"
 #include "support/targets.hpp"
 
@@ -15,6 +16,7 @@ using mha::Matrix;
 using mha::Tensor;
 using mha::TensorView;
 using mha::test::available_targets;
+using mha::test::CountingPool;
 using mha::test::equal_bits;
 using mha::test::HasBitsOf;
 using mha::test::random_tensor;
@@ -186,22 +188,6 @@ void check_rows(const mha::AttentionResult<T>& block, const mha::AttentionResult
   CHECK_THAT(stacked(block.output), HasBitsOf(rows(whole.output)));
   CHECK_THAT(stacked(block.lse), HasBitsOf(rows(whole.lse)));
 }
-
-/// A pool that notes with how many workers it was asked to run.
-class CountingPool {
- public:
-  explicit CountingPool(Index num_threads) : pool_(num_threads) {}
-  Index num_threads() const { return pool_.num_threads(); }
-  void parallel_for(Index count, const mha::TaskFunction& f) {
-    most_ = std::max(most_, count);
-    pool_.parallel_for(count, f);
-  }
-  Index most_workers() const { return most_; }
-
- private:
-  mha::ThreadPool pool_;
-  Index most_ = 1;
-};
 
 }  // namespace
 

@@ -232,6 +232,35 @@ TEMPLATE_TEST_CASE("any number of threads gives the same gradients of a layer",
   }
 }
 
+TEMPLATE_TEST_CASE("any number of threads gives the same gradients of a layer of one head",
+                   "[layer][gradient][bits]", float, double) {
+  // A head is shared out by its keys, the layer's own among them, and then by its queries.
+  using Own = mha::MultiHead<TestType, Eigen::Dynamic>;
+  const Own layer({.embed_dim = 40, .num_heads = 1, .add_bias_kv = true, .add_zero_attn = true});
+  const auto x = random_matrix<TestType>(300, 40, 1);
+  const auto context = random_matrix<TestType>(1500, 40, 2);
+  const auto g = random_matrix<TestType>(300, 40, 3);
+  const auto gradients = [&](const mha::MultiHeadOptions& options) {
+    mha::TrainingPass<Own> pass;
+    mha::MultiHeadGradients<Own> grads(layer);
+    layer.forward_training(pass, x, context, mha::causal_offset(1000), options);
+    layer.backward(grads, pass, g, mha::causal_offset(1000), options);
+    return grads;
+  };
+  const auto serial = gradients({});
+  for (const Index threads : {2, 3, 16}) {
+    mha::ThreadPool pool(threads);
+    const auto grads = gradients({.executor = pool});
+    CHECK_THAT(grads.q_proj.weight, HasBitsOf(serial.q_proj.weight));
+    CHECK_THAT(grads.k_proj.weight, HasBitsOf(serial.k_proj.weight));
+    CHECK_THAT(grads.v_proj.bias, HasBitsOf(serial.v_proj.bias));
+    CHECK_THAT(grads.bias_k, HasBitsOf(serial.bias_k));
+    CHECK_THAT(grads.bias_v, HasBitsOf(serial.bias_v));
+    CHECK_THAT(grads.query, HasBitsOf(serial.query));
+    CHECK_THAT(grads.key, HasBitsOf(serial.key));
+  }
+}
+
 TEST_CASE("gradient_check finds a wrong entry, and none where there is none",
           "[layer][gradient][check]") {
   using Own = mha::MultiHead<double, 2>;

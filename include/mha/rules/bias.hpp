@@ -108,8 +108,8 @@ class LearnedBias : public Bias<T> {
     return grad;
   }
   GradientSharing gradient_sharing() const {
-    if (detail::overlaps_itself(gradient_))
-      return {};  // one number of several pairs, as of relative positions
+    // As of relative positions: a number belongs to several pairs, and who shares it is not told.
+    if (detail::overlaps_itself(gradient_)) return {};
     return {gradient_.sizes[0] == 1, gradient_.sizes[1] == 1, gradient_.sizes[3] == 1};
   }
 

@@ -67,7 +67,7 @@ Scalar score_gradient(const RuleSet& rules, const Scalar& s, const Scalar& grad,
                       const Extent& extent, Index b, Index h, Index i, Index j) {
   return undo_from<0, kCollects, Scalar>(rules.parts(), s, grad, extent, b, h, i, j);
 }
-/// It is the same for every rule set whose scores nothing is done to but sums.
+/// Whether that gradient is the same before and after, since rules only add to scores.
 template <bool kCollects, class... Parts>
 constexpr bool leaves_gradient(const Rules<Parts...>* /*rules*/) {
   return (

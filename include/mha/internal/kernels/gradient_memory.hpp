@@ -52,6 +52,10 @@ struct GradientTileMemory {
     lse = arena.take<T>(kWide);
   }
 
+  KeySums<T> take_sums(Index keys, Arena& arena) const {
+    T* const key = arena.take<T>(keys * wide_head);
+    return {key, arena.take<T>(keys * wide_value)};
+  }
   /// The sums of keys j, j + 1, ...
   KeySums<T> row(const KeySums<T>& sums, Index j) const {
     return {sums.key + j * wide_head, sums.value + j * wide_value};

@@ -23,17 +23,11 @@ struct KeyPartMemory {
                 Index keys, Arena& arena)
       : tile(sizes, keeps_capped, arena),
         delta(arena.take<T>(kLanes<T>)),
-        sums(take_sums(keys, arena)),
+        sums(tile.take_sums(keys, arena)),
         queries(take_tree<KeySums<T>>(waiting_states(chunks_of(query_len)), arena,
-                                      [&] { return take_sums(keys, arena); })),
+                                      [&] { return tile.take_sums(keys, arena); })),
         heads(take_tree<KeySums<T>>(waiting_states(group_size), arena,
-                                    [&] { return take_sums(keys, arena); })) {}
-
- private:
-  KeySums<T> take_sums(Index keys, Arena& arena) const {
-    T* const key = arena.take<T>(keys * tile.wide_head);
-    return {key, arena.take<T>(keys * tile.wide_value)};
-  }
+                                    [&] { return tile.take_sums(keys, arena); })) {}
 };
 
 template <class T>

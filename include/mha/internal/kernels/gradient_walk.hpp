@@ -42,13 +42,13 @@ struct GradientMemory {
                  Arena& arena)
       : tile(sizes, keeps_capped, arena),
         panel(sizes.head_dim * kBlock),
-        sums(take_sums(sizes.kv_len + extra_keys(sizes), arena)),
+        sums(tile.take_sums(sizes.kv_len + extra_keys(sizes), arena)),
         heads(take_tree<KeySums<T>>(
             waiting_states(group_size), arena,
-            [&] { return take_sums(sizes.kv_len + extra_keys(sizes), arena); })),
-        extra(take_sums(extra_keys(sizes), arena)),
+            [&] { return tile.take_sums(sizes.kv_len + extra_keys(sizes), arena); })),
+        extra(tile.take_sums(extra_keys(sizes), arena)),
         extra_tree(take_tree<KeySums<T>>(waiting_states(chunks_of(query_len)) * extra_keys(sizes),
-                                         arena, [&] { return take_sums(1, arena); })) {
+                                         arena, [&] { return tile.take_sums(1, arena); })) {
     const Index query_chunks = chunks_of(query_len);
     const Index key_chunks = chunks_of(sizes.kv_len);
     grad_query = take_panels(key_chunks > 1 || sizes.extra_key ? query_len : kBlock, arena);
@@ -60,7 +60,7 @@ struct GradientMemory {
       const Index tokens = half * kKeyChunk;
       const auto at = static_cast<std::size_t>(level);
       if (key_chunks > half) half_query[at] = take_panels(std::min(tokens, query_len), arena);
-      if (query_chunks > half) half_key[at] = take_sums(std::min(tokens, sizes.kv_len), arena);
+      if (query_chunks > half) half_key[at] = tile.take_sums(std::min(tokens, sizes.kv_len), arena);
     }
   }
 
@@ -68,10 +68,6 @@ struct GradientMemory {
   static Index extra_keys(const TileSizes& sizes) { return sizes.extra_key ? 1 : 0; }
   T* take_panels(Index queries, Arena& arena) const {
     return arena.take<T>((queries + kBlock - 1) / kBlock * panel);
-  }
-  KeySums<T> take_sums(Index keys, Arena& arena) const {
-    T* const key = arena.take<T>(keys * tile.wide_head);
-    return {key, arena.take<T>(keys * tile.wide_value)};
   }
 };
 

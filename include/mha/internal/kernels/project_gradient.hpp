@@ -124,9 +124,10 @@ class PanelProducts {
       rows = (rows + 1) / 2;
     }
     const Index blocks = (c.rows + rows - 1) / rows;
+    const std::size_t each = bytes_per_worker(tokens_, inputs_);
     share(blocks * panels, std::min(workers_, blocks * panels), executor_,
           [&](Index n, Index worker) {
-            Arena arena(memory_.of_worker(worker, bytes_per_worker(tokens_, inputs_)));
+            Arena arena(memory_.of_worker(worker, each));
             const Memory at = take(arena, tokens_, inputs_);
             const Index row = n / panels * rows;
             const Index col = n % panels * kWide;
