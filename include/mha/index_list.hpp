@@ -41,6 +41,10 @@ class IndexList {
     many_.reserve(values.size());
     for (const T value : values) many_.push_back(as_index(value));
   }
+  /// Numbers of several types: {prompt.rows(), 1, 1}.
+  template <detail::WholeNumber First, detail::WholeNumber Second, detail::WholeNumber... Rest>
+  IndexList(First first, Second second, Rest... rest)
+      : IndexList({as_index(first), as_index(second), as_index(rest)...}) {}
   template <class List>
   requires(!std::integral<std::remove_cvref_t<List>> &&
            !std::is_same_v<std::remove_cvref_t<List>, IndexList> &&

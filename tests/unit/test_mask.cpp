@@ -252,6 +252,12 @@ TEST_CASE("lengths outside of 0 ... kv_len, or of the wrong count, are refused",
 TEST_CASE("an IndexList holds what it was made from", "[mask][lengths]") {
   CHECK(IndexList().empty());
   CHECK(IndexList(7).size() == 1);
+  // Numbers of several types, as in {.sequences = {prompt.rows(), 1, 2}}.
+  const std::size_t last = 2;
+  const IndexList mixed = {Index{9}, 1, last};
+  CHECK(mixed.size() == 3);
+  CHECK((mixed[0] == 9 && mixed[1] == 1 && mixed[2] == 2));
+  CHECK_THROWS_AS((IndexList{1, std::numeric_limits<std::uint64_t>::max()}), std::invalid_argument);
   CHECK(IndexList(7)[0] == 7);
   CHECK(IndexList(7)[5] == 7);
   CHECK(IndexList({3, 4}).size() == 2);
