@@ -169,6 +169,20 @@ void product_rows(const ProductStrips<T>* tiles, Product<T> x) {
   tiles[height - 1](strips - taller, x);
 }
 
+/// The columns that lie so many vectors further.
+template <class T>
+MHA_INLINE void move_right(Product<T>& x, Index vectors) {
+  const Index lanes = vectors * Simd<T>::kCount;
+  x.b += lanes;
+  x.c += lanes;
+  if (x.start != nullptr) x.start += lanes;
+  if (x.column_max != nullptr) x.column_max += lanes;
+}
+
+/// Vectors of one row alone: each addition waits for the one before it in its vector, so that a tile's few vectors
+/// would leave most of the time unused, and read B in pieces.
+inline constexpr Index kVectorsOfOneRow = 8;
+
 /// Kernels::product.
 template <class T>
 void product(const Product<T>& whole) {
@@ -182,14 +196,18 @@ void product(const Product<T>& whole) {
 #endif
   };
   Product<T> part = whole;
-  for (Index left = whole.vectors; left > 0; left -= kTileVectors) {
+  Index left = whole.vectors;
+#if MHA_TILE_VECTORS < 4
+  for (; whole.rows == 1 && left >= kVectorsOfOneRow; left -= kVectorsOfOneRow) {
+    Product<T> row = part;
+    product_strips<T, 1, kVectorsOfOneRow>(1, row);
+    move_right(part, kVectorsOfOneRow);
+  }
+#endif
+  for (; left > 0; left -= kTileVectors) {
     const Index width = left < kTileVectors ? left : kTileVectors;
     product_rows(kByWidth[width - 1], part);
-    const Index lanes = width * Simd<T>::kCount;
-    part.b += lanes;
-    part.c += lanes;
-    if (part.start != nullptr) part.start += lanes;
-    if (part.column_max != nullptr) part.column_max += lanes;
+    move_right(part, width);
   }
 }
 
