@@ -18,13 +18,15 @@ set(order
   "kv_cache"
   "internal/projection/[a-z_]+"
   "(projection|multi_head_config)"
+  "packed_projection"
   "internal/layer/(memory|sequences|plan|check)"
   "multi_head_training"
   "internal/layer/[a-z_]+"
   "(mask|instruction_set|gradient_check)"
   "score"
   "attention"
-  "(attention_gradient|attention_scores|partial|cached_attention|multi_head)"
+  "(attention_gradient|attention_scores|partial|cached_attention|layer_calls)"
+  "(multi_head|inference)"
   "mha"
   "io/[a-z_]+")
 

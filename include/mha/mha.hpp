@@ -28,6 +28,9 @@
 //     rotary.hpp               rotary position embedding
 //     projection.hpp           Projection: a linear map of tokens, with its gradients
 //     multi_head_config.hpp, multi_head.hpp   MultiHead, the layer with its projections
+//     layer_calls.hpp          the calls of a layer
+//     inference.hpp            Inference: a layer whose weights lie as they are read fastest
+//     packed_projection.hpp    PackedProjection: the same of a linear map
 //     multi_head_training.hpp  TrainingPass, MultiHeadGradients
 //     gradient_check.hpp       gradients of your own against central differences
 //     dual.hpp                 Dual: numbers that carry a derivative
@@ -46,6 +49,7 @@
 #include "mha/attention_scores.hpp"
 #include "mha/cached_attention.hpp"
 #include "mha/gradient_check.hpp"
+#include "mha/inference.hpp"
 #include "mha/instruction_set.hpp"
 #include "mha/kv_cache.hpp"
 #include "mha/multi_head.hpp"

@@ -24,8 +24,9 @@ struct ProjectionOptions {
 };
 
 /// A weight and a bias; sizes known at compile time, or Eigen::Dynamic.
-template <class Scalar, int In = Eigen::Dynamic, int Out = Eigen::Dynamic>
+template <class Scalar_, int In = Eigen::Dynamic, int Out = Eigen::Dynamic>
 struct Projection {
+  using Scalar = Scalar_;
   // Eigen wants a matrix of one column to be column-major: the same memory.
   static constexpr int kOrder = Out == 1 && In != 1 ? Eigen::ColMajor : Eigen::RowMajor;
   using Weight = Eigen::Matrix<Scalar, In, Out, kOrder>;
@@ -111,35 +112,17 @@ constexpr bool fits_on_stack(int heads, int head_dim) {
 
 }  // namespace detail
 
-#define MHA_PROJECTION_SCALAR(Given)                                                   \
-  static_assert(std::is_same_v<typename std::remove_cvref_t<Given>::Scalar, Scalar> || \
-                    std::is_same_v<typename std::remove_cvref_t<Given>::Scalar, Acc>,  \
-                "mha: the arguments of a Projection must have its Scalar, or the "     \
-                "accumulator of it")
-
 template <class Scalar, int In, int Out>
 template <EigenDense X>
 Matrix<Scalar> Projection<Scalar, In, Out>::operator()(const X& x, const Options& options) const {
-  MHA_PROJECTION_SCALAR(X);
-  constexpr const char* kWhere = "Projection::operator()";
-  const detail::ProjectionCall<Projection> call(kWhere, *this);
-  const detail::Argument<X> tokens(x);
-  (void)call.check_x(tokens.view());
-  Matrix<Scalar> output(x.rows(), outputs());
-  call.apply(detail::memory_of(output), tokens.view(), options);
-  return output;
+  return detail::ProjectionCall<Projection>("Projection::operator()", *this).result(x, options);
 }
 
 template <class Scalar, int In, int Out>
 template <EigenInMemory Y, EigenDense X>
 void Projection<Scalar, In, Out>::apply_into(Y&& output, const X& x, const Options& options) const {
-  MHA_PROJECTION_SCALAR(X);
-  MHA_PROJECTION_SCALAR(Y);
-  const detail::ProjectionCall<Projection> call("Projection::apply_into", *this);
-  const detail::Argument<X> tokens(x);
-  const auto result = matrix_view(output);
-  call.check_output(result, call.check_x(tokens.view()));
-  call.apply(result, tokens.view(), options);
+  detail::ProjectionCall<Projection>("Projection::apply_into", *this)
+      .write(matrix_view(output), x, options);
 }
 
 template <class Scalar, int In, int Out>
@@ -147,11 +130,9 @@ template <EigenDense G, EigenDense X>
 auto Projection<Scalar, In, Out>::apply_backward(Gradient& gradient, const G& grad_output,
                                                  const X& x, const Options& options) const
     -> Matrix<Acc> {
-  MHA_PROJECTION_SCALAR(G);
-  MHA_PROJECTION_SCALAR(X);
-  const detail::ProjectionCall<Projection> call("Projection::apply_backward", *this);
-  const detail::Argument<G> grad(grad_output);
-  const detail::Argument<X> tokens(x);
+  const detail::ProjectionGradientCall<Projection> call("Projection::apply_backward", *this);
+  const detail::ProjectionArgument<Projection, G> grad(grad_output);
+  const detail::ProjectionArgument<Projection, X> tokens(x);
   const auto read = call.check_x(tokens.view());
   call.check_gradient(gradient, call.check_grad_output(grad.view(), x.rows()), read);
   Matrix<Acc> grad_x(x.rows(), inputs());
@@ -164,13 +145,11 @@ template <EigenInMemory D, EigenDense G, EigenDense X>
 void Projection<Scalar, In, Out>::apply_backward_into(D&& grad_x, Gradient& gradient,
                                                       const G& grad_output, const X& x,
                                                       const Options& options) const {
-  MHA_PROJECTION_SCALAR(G);
-  MHA_PROJECTION_SCALAR(X);
   static_assert(std::is_same_v<typename std::remove_cvref_t<D>::Scalar, Acc>,
                 "mha: the gradient of a Projection's x must have the accumulator of its Scalar");
-  const detail::ProjectionCall<Projection> call("Projection::apply_backward_into", *this);
-  const detail::Argument<G> grad(grad_output);
-  const detail::Argument<X> tokens(x);
+  const detail::ProjectionGradientCall<Projection> call("Projection::apply_backward_into", *this);
+  const detail::ProjectionArgument<Projection, G> grad(grad_output);
+  const detail::ProjectionArgument<Projection, X> tokens(x);
   const auto result = matrix_view(grad_x);
   const auto read = call.check_x(tokens.view());
   const auto read_grad = call.check_grad_output(grad.view(), x.rows());
@@ -178,8 +157,6 @@ void Projection<Scalar, In, Out>::apply_backward_into(D&& grad_x, Gradient& grad
   call.check_grad_x(result, gradient, read_grad, read);
   call.backward(result, gradient, grad.view(), tokens.view(), options);
 }
-
-#undef MHA_PROJECTION_SCALAR
 
 template <class Scalar, int In, int Out>
 std::size_t Projection<Scalar, In, Out>::workspace_bytes(Index rows, const Options& options) const {
@@ -190,7 +167,7 @@ std::size_t Projection<Scalar, In, Out>::workspace_bytes(Index rows, const Optio
 template <class Scalar, int In, int Out>
 std::size_t Projection<Scalar, In, Out>::backward_workspace_bytes(Index rows,
                                                                   const Options& options) const {
-  return detail::ProjectionCall<Projection>("Projection::backward_workspace_bytes", *this)
+  return detail::ProjectionGradientCall<Projection>("Projection::backward_workspace_bytes", *this)
       .backward_bytes(rows, options);
 }
 

@@ -148,6 +148,9 @@ class LayerCase {
     check_forward(result, truth, asked);
     const Index laws = is_wide ? Index{1} << bytes.pick(4) : bytes.pick(16);
     if ((laws & 1) != 0) into_memory(bytes, result.output);
+    if constexpr (kKernelScalar) {
+      if ((laws & 1) != 0) prepacked(asked, result);
+    }
     if ((laws & 2) != 0) other_company(bytes, result.output);
     if ((laws & 4) != 0) sequence_alone(bytes, result.output);
     if (bytes.once_in(3)) check_backward(bytes, plain, meaning, truth, result.output);
@@ -369,17 +372,35 @@ class LayerCase {
   }
 
   MultiHeadResult<Scalar> call(const MultiHeadOptions& asked) const {
+    return call_of(*layer, asked);
+  }
+  template <class Called>
+  MultiHeadResult<Scalar> call_of(const Called& called, const MultiHeadOptions& asked) const {
     MultiHeadResult<Scalar> result;
     with_call([&](const auto& rules) {
       if (inputs == 0) {
-        result = layer->forward(query_rows.map(), rules, asked);
+        result = called.forward(query_rows.map(), rules, asked);
       } else if (inputs == 1) {
-        result = layer->forward(query_rows.map(), key_rows.map(), rules, asked);
+        result = called.forward(query_rows.map(), key_rows.map(), rules, asked);
       } else {
-        result = layer->forward(query_rows.map(), key_rows.map(), value_rows.map(), rules, asked);
+        result = called.forward(query_rows.map(), key_rows.map(), value_rows.map(), rules, asked);
       }
     });
     return result;
+  }
+
+  /// The layer with prepacked weights, in a workspace of just the size that it needs.
+  void prepacked(MultiHeadOptions asked, const MultiHeadResult<Scalar>& wanted) const {
+    const Inference<Scalar> fast(*layer);
+    Workspace workspace(fast.workspace_bytes(query.rows(), keys().rows(), asked));
+    const std::size_t size = workspace.size();
+    asked.workspace = &workspace;
+    const MultiHeadResult<Scalar> result = call_of(fast, asked);
+    if (workspace.size() != size) fail_case("workspace_bytes() of prepacked weights is too small");
+    compare_bits("prepacked weights", view(result.output), view(wanted.output));
+    if (asked.need_lse) {
+      compare_bits("lse of prepacked weights", view_of<Acc>(result.lse), view_of<Acc>(wanted.lse));
+    }
   }
 
   void compare_table(const char* what, const Matrix<Acc>& got, const Table& wanted) const {
@@ -419,9 +440,11 @@ class LayerCase {
     }
   }
 
-  static TensorView<const Scalar> view(const Matrix<Scalar>& m) {
+  template <class T>
+  static TensorView<const T> view_of(const Matrix<T>& m) {
     return {m.data(), {1, 1, m.rows(), m.cols()}};
   }
+  static TensorView<const Scalar> view(const Matrix<Scalar>& m) { return view_of<Scalar>(m); }
 
   /// forward_into() of an output of any layout, in a workspace of just the size that it needs.
   void into_memory(Bytes& bytes, const Matrix<Scalar>& output) const {

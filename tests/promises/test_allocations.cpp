@@ -464,8 +464,11 @@ TEST_CASE("decoding with a workspace and reserved pages allocates nothing",
   const Matrix<float> token = mha::test::random_matrix<float>(2, 64, 2);
   Matrix<float> output(400, 64), row(2, 64);
   layer.forward_into(output, prompt, caches, mha::causal(), options);
+  const mha::Inference fast(layer);
   for (int step = 0; step < 300; ++step) {
     CHECK(allocations_of([&] { layer.forward_into(row, token, caches, mha::causal(), options); }) ==
+          0);
+    CHECK(allocations_of([&] { fast.forward_into(row, token, caches, mha::causal(), options); }) ==
           0);
   }
   // Growing beyond what is reserved takes pages of the pool, and room for their numbers.

@@ -380,7 +380,7 @@ TEST_CASE("a worker whose first task has nothing to compute packs the tokens for
   jobs[1].y = mha::matrix_view(y);
   InTurn pool;
   const mha::Executor executor(pool);
-  const mha::kernels::ProjectPlan<float> plan(69, 182, 192, 2, false, executor);
+  const mha::kernels::ProjectPlan<float> plan(69, 182, 192, 2, false, false, executor);
   REQUIRE(plan.way == mha::kernels::ProjectWay::tokens);
   REQUIRE(plan.workers == 2);
   mha::Workspace memory(plan.bytes());

@@ -11,15 +11,11 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <utility>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "mha/internal/kernels/retention.hpp"
+#include "mha/internal/support/large_memory.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
@@ -45,26 +41,21 @@ class PageStore {
  public:
   PageStore(const PageShape& shape, Index pages)
       : shape_(shape),
-        bytes_(static_cast<std::size_t>(pages) * shape.page_bytes() + kBehind),
-        memory_(static_cast<std::byte*>(::operator new(bytes_, kAlign))),
+        memory_(static_cast<std::size_t>(pages) * shape.page_bytes()),
         owners_(static_cast<std::size_t>(pages)) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // Fewer look-ups of addresses while a long cache is read; without large pages it works as well.
-    if (bytes_ >= kLargePage) (void)::madvise(memory_.get(), bytes_, MADV_HUGEPAGE);
-#endif
     free_.reserve(owners_.size());
     for (Index page = pages - 1; page >= 0; --page) free_.push_back(page);
   }
 
   const PageShape& shape() const { return shape_; }
-  std::size_t bytes() const { return bytes_; }
+  std::size_t bytes() const { return memory_.bytes(); }
   Index pages() const { return static_cast<Index>(owners_.size()); }
   Index free_pages() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return static_cast<Index>(free_.size());
   }
   std::byte* at(Index page) const {
-    return memory_.get() + static_cast<std::size_t>(page) * shape_.page_bytes();
+    return memory_.data() + static_cast<std::size_t>(page) * shape_.page_bytes();
   }
 
   /// A page of one owner; -1 if none is free.
@@ -87,18 +78,10 @@ class PageStore {
   }
 
  private:
-  static constexpr std::size_t kLargePage = std::size_t{1} << 21;
-  static constexpr std::align_val_t kAlign{kLargePage};
-  /// Vectors may be read up to a line beyond the last number.
-  static constexpr std::size_t kBehind = 64;
-  struct Free {
-    void operator()(std::byte* memory) const noexcept { ::operator delete(memory, kAlign); }
-  };
   std::atomic<int>& owners_of(Index page) { return owners_[static_cast<std::size_t>(page)]; }
 
   PageShape shape_;
-  std::size_t bytes_;
-  std::unique_ptr<std::byte, Free> memory_;
+  LargeMemory memory_;
   std::vector<std::atomic<int>> owners_;
   std::vector<Index> free_;
   mutable std::mutex mutex_;

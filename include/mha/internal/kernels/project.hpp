@@ -16,7 +16,14 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
   constexpr Index kRemembered = 64;
   std::array<Index, std::size_t{kRemembered}> packed_rows;
   packed_rows.fill(-1);
-  const auto run = [&](Index row_task, Index first, Index last, Index worker) {
+  const Index per_rows = num_jobs * plan.output_tasks;
+  const auto weight_at = [&](Index k) {
+    const Weight<T>& weight = jobs[k / plan.output_tasks].weight;
+    const Index output = k % plan.output_tasks * plan.output_block;
+    return plan.way == ProjectWay::prepacked ? weight.panel(output) : weight.weight + output;
+  };
+  // Tasks first, ..., last - 1 of some rows, of which a worker does each step'th.
+  const auto run = [&](Index row_task, Index first, Index last, Index worker, Index step) {
     Arena arena(memory.of_worker(worker, plan.bytes_per_worker));
     const Index row = row_task * plan.row_block;
     const Index rows = std::min(plan.row_block, x.rows - row);
@@ -31,11 +38,11 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
       if (outputs <= 0) continue;
       if (plan.way == ProjectWay::panels) {
         task.run_panel(job, output, outputs);
+      } else if (plan.way == ProjectWay::prepacked) {
+        task.run_prepacked(job, output, outputs,
+                           k + step < per_rows ? weight_at(k + step) : nullptr);
       } else if (plan.way == ProjectWay::tokens) {
-        const Index next = k + 1 < last ? k + 1 : 0;
-        task.run_transposed(job, output, outputs,
-                            jobs[next / plan.output_tasks].weight.weight +
-                                next % plan.output_tasks * plan.output_block);
+        task.run_transposed(job, output, outputs, weight_at(k + 1 < last ? k + 1 : 0));
       } else {
         task.run_in_place(job, output, outputs);
       }
@@ -45,12 +52,11 @@ void project(const MatrixView<const In>& x, const ProjectJob<In, Out, T>* jobs, 
       packed_rows[static_cast<std::size_t>(worker)] = row_task;
     }
   };
-  const Index per_rows = num_jobs * plan.output_tasks;
   if (plan.workers <= 1) {
-    for (Index r = 0; r < plan.row_tasks; ++r) run(r, 0, per_rows, 0);
+    for (Index r = 0; r < plan.row_tasks; ++r) run(r, 0, per_rows, 0, 1);
   } else {
     share(plan.row_tasks * per_rows, plan.workers, executor, [&](Index k, Index worker) {
-      run(k / per_rows, k % per_rows, k % per_rows + 1, worker);
+      run(k / per_rows, k % per_rows, k % per_rows + 1, worker, plan.workers);
     });
   }
 }

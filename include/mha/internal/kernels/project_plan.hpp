@@ -10,12 +10,23 @@
 
 namespace mha::inline MHA_ABI::kernels {
 
-/// W, inputs x outputs, row-major; b or null.
+/// So many outputs in whole vectors of any instruction set.
+template <class T>
+constexpr Index whole_vectors(Index outputs) {
+  return round_up(outputs, kAlignment / static_cast<Index>(sizeof(T)));
+}
+
+/// W, inputs x outputs, row-major; b or null. With a panel_stride W is prepacked, cut into panels: its first kLanes
+/// columns row by row, panel_stride further the next ones; the last panel's rows, and b, end in whole vectors.
 template <class T>
 struct Weight {
   const T* weight = nullptr;
   Index row_stride = 0;
   const T* bias = nullptr;
+  Index panel_stride = 0;
+
+  /// The panel that begins with an output.
+  const T* panel(Index output) const { return weight + output / kLanes<T> * panel_stride; }
 };
 
 /// While a strip of rows of A is worked through, fetches those of the next, if they lie side by side.
@@ -36,19 +47,29 @@ struct ProjectJob {
   mha::detail::HeadColumns<Out> y;
 };
 
-enum class ProjectWay { panels, tokens, in_place };
+enum class ProjectWay { panels, tokens, in_place, prepacked };
 
 inline constexpr Index kDepthBlock = 96;      ///< rows of W that are worked through at a time
 inline constexpr Index kSmallWeight = 32768;  ///< entries: 128 KiB of floats
 inline constexpr Index kFewTokens = 16;
-inline constexpr Index kRowBlock = 96;      ///< rows of x of a task, where outputs are lanes
-inline constexpr Index kOutputBlock = 256;  ///< outputs of a task, where tokens are few
-inline constexpr Index kManyTokens = 192;   ///< from here on, copying W to panels pays
-inline constexpr Index kPanelDepth = 1024;  ///< rows of a panel of W: at most 256 KiB
-inline constexpr Index kPanelRows = 2048;   ///< tokens of a task, at the most
+inline constexpr Index kRowBlock = 96;             ///< rows of x of a task, where outputs are lanes
+inline constexpr Index kOutputBlock = 256;         ///< outputs of a task, where tokens are few
+inline constexpr Index kManyTokens = 192;          ///< from here on, copying W to panels pays
+inline constexpr Index kPanelDepth = 1024;         ///< rows of a panel of W: at most 256 KiB
+inline constexpr Index kPanelRows = 2048;          ///< tokens of a task, at the most
+inline constexpr Index kPackedBytes = 768 * 1024;  ///< of x, of a task with prepacked weights
+inline constexpr Index kAheadRows =
+    32;  ///< of a prepacked W, for few tokens: how far ahead of its use it is fetched
+inline constexpr Index kAheadInPlace = 16;  ///< the same of a W that is read in place ...
+inline constexpr Index kLargeWeight =
+    Index{1} << 20;  ///< ... with at least so many entries: 4 MiB of floats
+inline constexpr Index kFetchStrips =
+    4;  ///< of six tokens: so many can fetch the next panel of W beside their work
 
 /// How so many rows and weights of this size are mapped.
-inline ProjectWay way_to_project(Index rows, Index inputs, Index outputs, bool converts) {
+inline ProjectWay way_to_project(Index rows, Index inputs, Index outputs, bool converts,
+                                 bool prepacked) {
+  if (prepacked) return ProjectWay::prepacked;
   if (rows < kFewTokens || inputs * outputs <= kSmallWeight) return ProjectWay::in_place;
   return rows < kManyTokens || converts ? ProjectWay::tokens : ProjectWay::panels;
 }
@@ -66,18 +87,23 @@ struct ProjectPlan {
   std::size_t bytes_per_worker = 0;
 
   ProjectPlan() = default;
-  /// @param outputs  of the widest of `jobs` maps
+  /// @param outputs    of the widest of `jobs` maps
+  /// @param prepacked  their weights are
   ProjectPlan(Index rows, Index inputs, Index outputs, Index jobs, bool with_conversion,
-              const Executor& executor)
+              bool prepacked, const Executor& executor)
       : converts(with_conversion) {
-    way = way_to_project(rows, inputs, outputs, converts);
+    way = way_to_project(rows, inputs, outputs, converts, prepacked);
     const double work = static_cast<double>(rows) * static_cast<double>(inputs) *
                         static_cast<double>(outputs) * static_cast<double>(jobs);
     const Index panels = (outputs + kLanes<T> - 1) / kLanes<T>;
     output_block = outputs;
     switch (way) {
       case ProjectWay::panels:
-        row_block = std::min(rows, kPanelRows);
+      case ProjectWay::prepacked:
+        row_block = way == ProjectWay::panels ? kPanelRows
+                    : converts                ? kRowBlock
+                                              : packed_rows(rows, inputs);
+        row_block = std::clamp<Index>(rows, 1, row_block);
         output_block = kLanes<T>;
         workers = workers_for((rows + kFewTokens - 1) / kFewTokens * jobs * panels, work, executor);
         while (workers > 1 && row_block > kManyTokens &&
@@ -94,7 +120,7 @@ struct ProjectPlan {
         break;
     }
     row_tasks = (rows + row_block - 1) / row_block;
-    if (way != ProjectWay::panels) {
+    if (way == ProjectWay::tokens || way == ProjectWay::in_place) {
       workers = workers_for(row_tasks * jobs * panels, work, executor);
     }
     if (way == ProjectWay::tokens && workers > 1 && row_tasks * jobs < 4 * workers) {
@@ -111,6 +137,14 @@ struct ProjectPlan {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(workers) * bytes_per_worker; }
 
+  /// Tokens of a task with prepacked weights: as many as leave x in the second-level cache while one panel
+  /// after the other is brought there; tasks as equal as strips of six tokens allow.
+  static Index packed_rows(Index rows, Index inputs) {
+    const Index most = std::max(kRowBlock, kPackedBytes / (inputs * Index{sizeof(T)} + 1));
+    const Index tasks = (rows + most - 1) / most;
+    return tasks == 0 ? 1 : round_up((rows + tasks - 1) / tasks, 6);
+  }
+
   struct Memory {
     T* x = nullptr;       ///< panels of X^T, or converted rows
     T* y = nullptr;       ///< panels of Y^T, or rows to be converted
@@ -125,6 +159,10 @@ struct ProjectPlan {
       case ProjectWay::panels:
         m.weight = arena.take<T>(std::min(inputs, kPanelDepth) * kWide);
         m.tail = arena.take<T>(kRowBlock * kWide);
+        break;
+      case ProjectWay::prepacked:
+        if (converts) m.x = arena.take<T>(row_block * inputs);
+        m.tail = arena.take<T>(std::min(row_block, kRowBlock) * kWide);
         break;
       case ProjectWay::tokens:
         m.x = arena.take<T>(2 * kWide * inputs);

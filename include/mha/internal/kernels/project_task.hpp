@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// y = x W + b on the kernels' register tile, in one of three ways. In each, an entry of y is one chain
+// y = x W + b on the kernels' register tile, in one of four ways. In each, an entry of y is one chain
 // of multiply-adds over the inputs, in order, from its bias: the same bits for any rows beside it.
 //   panels    Y = X W + b         many tokens: 64 columns of W are copied side by side, then read as
 //             vectors by all tokens, over the whole depth while the sums stay in registers
@@ -8,6 +8,7 @@
 //             tokens; W is read where it lies, 96 of its rows at a time, one number broadcast after
 //             the other, while the next 96 rows are fetched in the order in which they lie there
 //   in_place  Y = X W + b         few tokens, or a small W: rows of W are read as vectors where they lie
+//   prepacked Y = X W + b         any tokens: W lies in panels of 64 columns, which are read as in `panels`
 // Measured (AVX-512, 768 x 768, share of the multiply-add peak): panels 0.81 with 128 tokens, 0.85
 // with 256, 0.88 with 512, 0.89 with 2048; tokens 0.81, 0.80, 0.80, 0.79.
 #pragma once
@@ -33,7 +34,7 @@ class ProjectTask {
               bool packed)
       : kernels_(kernels), x_(x), at_(memory), packed_(packed) {}
 
-  /// The memory holds this x, packed or converted.
+  /// The memory holds this x, packed or converted, or the worker has read it where it lies.
   bool is_packed() const { return packed_; }
 
   /// Tokens as lanes. X^T stays packed for further calls.
@@ -104,24 +105,72 @@ class ProjectTask {
     }
   }
 
+  /// A panel of a W that lies in panels.
+  /// @param upcoming  the panel that comes after this one, to be fetched; null if none does
+  void run_prepacked(const Job& job, Index first_output, Index outputs, const T* upcoming) {
+    const MatrixView<const T> x = rows_of_x();
+    const Index lanes = round_up(outputs, kernels_.vector_lanes);
+    const Index row = whole_vectors<T>(outputs);
+    const MatrixView<Out> to = job.y.run_of_columns(first_output, outputs);
+    T* y = nullptr;  // if whole vectors may be written there
+    if constexpr (std::is_same_v<Out, T>) {
+      if (to.cols == lanes && to.col_stride == 1) y = to.data;
+    }
+    const Index block = y != nullptr ? x.rows : kRowBlock;
+    // Of several strips the second finds W in the first-level cache.
+    const bool few = x.rows < kFetchStrips * 6;
+    const Index depth = x.rows > 1 && few ? kDepthBlock : kPanelDepth;
+    for (Index r = 0; r < x.rows; r += block) {
+      Product<T> p;
+      p.rows = std::min(block, x.rows - r);
+      p.vectors = lanes / kernels_.vector_lanes;
+      p.a_row = x.row_stride;
+      p.a_step = x.col_stride;
+      p.b_step = row;
+      p.c = y != nullptr ? y + r * to.row_stride : at_.tail;
+      p.c_row = y != nullptr ? to.row_stride : kWide;
+      p.start = bias_at(job, first_output);
+      for (Index k = 0; k == 0 || k < x.cols; k += depth) {
+        p.depth = std::min(depth, x.cols - k);
+        p.a = x.data + r * x.row_stride + k * x.col_stride;
+        p.b = job.weight.panel(first_output) + k * row;
+        p.accumulate = k > 0;
+        const bool last = k + depth >= x.cols;
+        if (few) {
+          p.fetch[0] = p.fetch[1] = p.a;
+          p.b_ahead = kAheadRows * row;
+        } else if (!packed_) {
+          fetch_next_strip(p);  // x comes from memory, too
+        } else {
+          fetch_in_strips(p, last ? upcoming : p.b + depth * row, row);
+        }
+        kernels_.product(p);
+      }
+      if (y == nullptr) {
+        copy_columns(job.y.middle_rows(r, p.rows), first_output, outputs, at_.tail, true);
+      }
+    }
+    packed_ = true;
+  }
+
+  /// As many rows of W as p has, from `next` on, each strip its share.
+  static void fetch_in_strips(Product<T>& p, const T* next, Index row) {
+    const Index strips = (p.rows + 5) / 6;
+    p.fetch[0] = p.fetch[1] = p.a;
+    if (next == nullptr || p.depth == 0) return;
+    const Index share = (p.depth * row + strips - 1) / strips;
+    p.fetch[0] = next;
+    p.fetch[1] = next + share;
+    p.fetch_step = 2 * share / p.depth;
+    p.fetch_strip = 2 * share;
+  }
+
   /// Few tokens, or a small W.
   void run_in_place(const Job& job, Index first_output, Index outputs) {
-    const T* x = nullptr;
-    Index x_row = 0;
-    Index x_step = 1;
-    if constexpr (std::is_same_v<In, T>) {
-      x = x_.data;
-      x_row = x_.row_stride;
-      x_step = x_.col_stride;
-    } else {
-      if (!packed_) convert_rows(kernels_, x_, at_.x, x_.cols);
-      packed_ = true;
-      x = at_.x;
-      x_row = x_.cols;
-    }
+    const MatrixView<const T> x = rows_of_x();
     while (outputs > 0) {  // columns that lie together: all of them, or a head's
       const MatrixView<Out> to = job.y.run_of_columns(first_output, outputs);
-      map_columns(job, x, x_row, x_step, first_output, to);
+      map_columns(job, x, first_output, to);
       first_output += to.cols;
       outputs -= to.cols;
     }
@@ -130,6 +179,16 @@ class ProjectTask {
  private:
   static const T* bias_at(const Job& job, Index output) {
     return job.weight.bias == nullptr ? nullptr : job.weight.bias + output;
+  }
+  /// x as the kernels read it: where it lies, or converted, which is kept.
+  MatrixView<const T> rows_of_x() {
+    if constexpr (std::is_same_v<In, T>) {
+      return x_;
+    } else {
+      if (!packed_) convert_rows(kernels_, x_, at_.x, x_.cols);
+      packed_ = true;
+      return {at_.x, x_.rows, x_.cols, x_.cols, 1};
+    }
   }
   Index tiles() const { return (x_.rows + kWide - 1) / kWide; }
   Index rows_of(Index tile) const { return std::min(kWide, x_.rows - tile * kWide); }
@@ -166,19 +225,31 @@ class ProjectTask {
     return p;
   }
 
+  template <class To, class From>
+  static void copy_run(To* to, Index to_step, const From* from, Index from_step, Index count) {
+    if constexpr (std::is_same_v<To, From>) {
+      if (to_step == 1 && from_step == 1) {
+        std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
+        return;
+      }
+    }
+    for (Index k = 0; k < count; ++k) {
+      to[k * to_step] = mha::detail::convert<To>(from[k * from_step]);
+    }
+  }
+
   /// Between columns of y, run by run, and rows of ours.
   static void copy_columns(const mha::detail::HeadColumns<Out>& y, Index first, Index count,
                            T* rows, bool to_y) {
     while (count > 0) {
       const MatrixView<Out> run = y.run_of_columns(first, count);
-      const std::size_t bytes = static_cast<std::size_t>(run.cols) * sizeof(T);
       for (Index r = 0; r < run.rows; ++r) {
         Out* const there = run.data + r * run.row_stride;
         T* const here = rows + r * kWide;
         if (to_y) {
-          std::memcpy(there, here, bytes);
+          copy_run(there, run.col_stride, here, 1, run.cols);
         } else {
-          std::memcpy(here, there, bytes);
+          copy_run(here, 1, there, run.col_stride, run.cols);
         }
       }
       rows += run.cols;
@@ -187,7 +258,7 @@ class ProjectTask {
     }
   }
 
-  void map_columns(const Job& job, const T* x, Index x_row, Index x_step, Index first_output,
+  void map_columns(const Job& job, const MatrixView<const T>& x, Index first_output,
                    const MatrixView<Out>& to) {
     const Index outputs = to.cols;
     T* y = nullptr;
@@ -205,17 +276,19 @@ class ProjectTask {
     const T* const bias = bias_at(job, first_output);
     const Index whole = outputs / kernels_.vector_lanes * kernels_.vector_lanes;
     const T* const weight = job.weight.weight + first_output;
-    for (Index k = 0; k == 0 || k < x_.cols; k += kDepthBlock) {
+    for (Index k = 0; k == 0 || k < x.cols; k += kDepthBlock) {
       Product<T> p;
-      p.rows = x_.rows;
-      p.depth = std::min(kDepthBlock, x_.cols - k);
-      p.a = x + k * x_step;
-      p.a_row = x_row;
-      p.a_step = x_step;
+      p.rows = x.rows;
+      p.depth = std::min(kDepthBlock, x.cols - k);
+      p.a = x.data + k * x.col_stride;
+      p.a_row = x.row_stride;
+      p.a_step = x.col_stride;
       p.accumulate = k > 0;
-      p.fetch[0] = p.fetch[1] = x;
+      p.fetch[0] = p.fetch[1] = x.data;
       p.b = weight + k * job.weight.row_stride;
       p.b_step = job.weight.row_stride;
+      // Rows of a W that no cache holds are fetched ahead; where it is at hand that costs a few percent.
+      if (x.cols * job.weight.row_stride >= kLargeWeight) p.b_ahead = kAheadInPlace * p.b_step;
       p.c = y;
       p.c_row = y_row;
       p.start = bias;

@@ -118,6 +118,14 @@ class CachedPass : public LayerPass<Layer> {
     }
   }
 
+  /// Of workspace, for any call of so many rows.
+  std::size_t bytes(Index rows) const {
+    const SequenceBatch batch = check_sequences(rows, true);
+    return Pass::most_bytes([&](Inputs inputs, bool contiguous) {
+      return plan_of(rows, rows, batch, inputs, contiguous);
+    });
+  }
+
   /// Appends the rows of key and value, if there are any, and attends from those of query, if `output` is given.
   template <class RuleSet>
   void compute(const View& query, const View& key, const View& value, const SequenceBatch& batch,
@@ -130,12 +138,8 @@ class CachedPass : public LayerPass<Layer> {
     TakenRoom room(caches_);
     for (Index b = 0; appends && b < batch.count; ++b) room.take(where_, b, tokens_of(rows, b));
 
-    LayerCallKind kind{Pass::inputs_of(query, key, value), output.col_stride == 1};
-    kind.caches = caches_.size();
-    for (Index b = 0; b < batch.count; ++b) {
-      kind.converts_pages = kind.converts_pages || !keeps<Acc>(caches_[b].keys().storage());
-    }
-    const LayerPlan<Layer> plan(layer_, query.rows, key.rows, batch, kind, options_.executor);
+    const LayerPlan<Layer> plan = plan_of(
+        query.rows, key.rows, batch, Pass::inputs_of(query, key, value), output.col_stride == 1);
     const CallMemory block(options_.workspace, plan.bytes());
     BlockMatrices<Acc> source({block.data(), block.size()});
     const LayerMemory<Acc> memory(plan.sizes, source);
@@ -160,6 +164,16 @@ class CachedPass : public LayerPass<Layer> {
   }
 
  private:
+  LayerPlan<Layer> plan_of(Index query_rows, Index key_rows, const SequenceBatch& batch,
+                           Inputs inputs, bool contiguous_output) const {
+    LayerCallKind kind{inputs, contiguous_output};
+    kind.caches = caches_.size();
+    for (Index b = 0; b < batch.count; ++b) {
+      kind.converts_pages = kind.converts_pages || !keeps<Acc>(caches_[b].keys().storage());
+    }
+    return {layer_, query_rows, key_rows, batch, kind, options_.executor};
+  }
+
   /// Rows of a tree of guesses stand at places of their own, which a window does not know.
   void check_guesses(Index b, Index first_row, Index count) const {
     if (options_.positions.size() <= 1 || caches_[b].keys().retention().window == 0) return;

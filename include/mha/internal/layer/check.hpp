@@ -19,6 +19,16 @@
 
 namespace mha::inline MHA_ABI::detail {
 
+/// What errors call a layer's functions.
+struct LayerNames {
+  const char *forward, *forward_into, *append, *attend, *workspace_bytes;
+};
+#define MHA_LAYER_NAMES(Class)                                                     \
+  {                                                                                \
+    Class "::forward", Class "::forward_into", Class "::append", Class "::attend", \
+        Class "::workspace_bytes"                                                  \
+  }
+
 /// A number that no other object has: a copy draws its own, what is moved keeps it.
 class ObjectId {
  public:
@@ -88,17 +98,20 @@ struct PassOrigin {
   }
 };
 
-/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order.
+/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order; not for weights that
+/// are prepacked, whose memory nobody else knows.
 template <class Holder, class F>
 void for_each_parameter(Holder& holder, const F& f) {
-  f("q_proj.weight", holder.q_proj.weight);
-  f("q_proj.bias", holder.q_proj.bias);
-  f("k_proj.weight", holder.k_proj.weight);
-  f("k_proj.bias", holder.k_proj.bias);
-  f("v_proj.weight", holder.v_proj.weight);
-  f("v_proj.bias", holder.v_proj.bias);
-  f("out_proj.weight", holder.out_proj.weight);
-  f("out_proj.bias", holder.out_proj.bias);
+  if constexpr (!is_prepacked<std::remove_cvref_t<decltype(holder.q_proj)>>) {
+    f("q_proj.weight", holder.q_proj.weight);
+    f("q_proj.bias", holder.q_proj.bias);
+    f("k_proj.weight", holder.k_proj.weight);
+    f("k_proj.bias", holder.k_proj.bias);
+    f("v_proj.weight", holder.v_proj.weight);
+    f("v_proj.bias", holder.v_proj.bias);
+    f("out_proj.weight", holder.out_proj.weight);
+    f("out_proj.bias", holder.out_proj.bias);
+  }
   f("bias_k", holder.bias_k);
   f("bias_v", holder.bias_v);
 }
@@ -109,11 +122,13 @@ void check_parameters(const char* where, const Layer& layer) {
   const MultiHeadConfig& c = layer.config();
   const auto check_one = [where](const char* name, const typename Layer::Linear& linear,
                                  Index inputs, Index outputs) {
-    require(linear.weight.rows() == inputs && linear.weight.cols() == outputs, where, ": ", name,
-            ".weight must be ", inputs, " x ", outputs, ", got ", linear.weight.rows(), " x ",
-            linear.weight.cols());
-    require(linear.bias.size() == 0 || linear.bias.size() == outputs, where, ": ", name,
-            ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
+    require(linear.inputs() == inputs && linear.outputs() == outputs, where, ": ", name,
+            ".weight must be ", inputs, " x ", outputs, ", got ", linear.inputs(), " x ",
+            linear.outputs());
+    if constexpr (!is_prepacked<typename Layer::Linear>) {
+      require(linear.bias.size() == 0 || linear.bias.size() == outputs, where, ": ", name,
+              ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
+    }
   };
   check_one("q_proj", layer.q_proj, c.embed_dim, c.num_heads * c.head_dim);
   check_one("k_proj", layer.k_proj, c.kdim, c.kv_heads * c.head_dim);

@@ -43,15 +43,9 @@ class LayerPass {
   /// Bytes of the block that a call works in, whichever of its inputs are one matrix.
   std::size_t bytes(Index query_rows, Index key_rows, const Batch& batch,
                     const Options& options) const {
-    std::size_t most = 0;
-    for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
-      for (const bool contiguous : {true, false}) {
-        const Plan plan(layer_, query_rows, key_rows, batch, {inputs, contiguous},
-                        options.executor);
-        most = std::max(most, plan.bytes());
-      }
-    }
-    return most;
+    return most_bytes([&](Inputs inputs, bool contiguous) {
+      return Plan(layer_, query_rows, key_rows, batch, {inputs, contiguous}, options.executor);
+    });
   }
 
   template <class RuleSet>
@@ -74,6 +68,18 @@ class LayerPass {
   }
 
  protected:
+  /// @param plan_of  the plan of a call, by which of its inputs are one matrix, and whether its output is one
+  template <class PlanOf>
+  static std::size_t most_bytes(const PlanOf& plan_of) {
+    std::size_t most = 0;
+    for (const Inputs inputs : {Inputs::all_apart, Inputs::one_context, Inputs::one_matrix}) {
+      for (const bool contiguous : {true, false}) {
+        most = std::max(most, plan_of(inputs, contiguous).bytes());
+      }
+    }
+    return most;
+  }
+
   template <class RuleSet>
   void compute_in(const Plan& plan, const LayerMemory<Acc>& memory, const View& query,
                   const View& key, const View& value, const RuleSet& rules, const Options& options,

@@ -32,6 +32,7 @@ class LayerPlan {
  public:
   using Scalar = typename Layer::Scalar;
   using Acc = typename Layer::Acc;
+  using Linear = typename Layer::Linear;
 
   SequenceBatch batch;
   LayerSizes sizes;
@@ -54,11 +55,11 @@ class LayerPlan {
     sizes.key_rows = key_rows;
     sizes.num_caches = kind.caches;
     measure(layer, kind.keeps_lse);
-    group_inputs(std::is_same_v<Scalar, Acc> ? kind.inputs : Inputs::all_apart);
+    group_inputs(reads_weight_in_place<Acc, Linear> ? kind.inputs : Inputs::all_apart);
     if constexpr (has_kernels<Acc>) {
       plan_inputs(c, executor);
-      out = projection_plan<Acc, Acc, Scalar>(query_rows, sizes.concat_width, c.out_dim, 1,
-                                              kind.contiguous_output, executor);
+      out = projection_plan<Acc, Acc, Scalar, Linear>(query_rows, sizes.concat_width, c.out_dim, 1,
+                                                      kind.contiguous_output, executor);
       attention = {batch.count,         c.num_heads, c.kv_heads,  batch.query_len,
                    batch.kv_len,        c.head_dim,  c.value_dim, c.add_bias_kv,
                    kind.converts_pages, 0,           executor};
@@ -82,7 +83,7 @@ class LayerPlan {
     sizes.lse_width = keeps_lse ? c.num_heads : 0;
     sizes.num_segments = batch.ragged ? batch.count : 0;
     sizes.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
-    if constexpr (!std::is_same_v<Scalar, Acc>) {
+    if constexpr (!reads_weight_in_place<Acc, Linear>) {
       for (const auto* linear : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.out_proj}) {
         sizes.wide_weight = std::max(sizes.wide_weight, linear->weight.size());
         sizes.wide_bias = std::max(sizes.wide_bias, linear->bias.size());
@@ -106,13 +107,13 @@ class LayerPlan {
     for (int g = 0; g < num_groups; ++g) {
       Group& group = groups[static_cast<std::size_t>(g)];
       const Index* const width = widths + group.first;
-      group.plan = projection_plan<Acc, Scalar, Acc>(rows[group.first], inputs[group.first],
-                                                     *std::max_element(width, width + group.count),
-                                                     group.count, true, executor);
+      group.plan = projection_plan<Acc, Scalar, Acc, Linear>(
+          rows[group.first], inputs[group.first], *std::max_element(width, width + group.count),
+          group.count, true, executor);
       sizes.scratch = std::max(sizes.scratch, group.plan.bytes());
     }
     const auto lie = [&](int n, Index heads) {
-      const auto way = kernels::way_to_project(rows[n], inputs[n], widths[n], false);
+      const auto way = kernels::way_to_project(rows[n], inputs[n], widths[n], false, false);
       return way == kernels::ProjectWay::in_place ? 1 : heads;
     };
     sizes.query_heads = lie(0, c.num_heads);

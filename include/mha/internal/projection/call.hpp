@@ -3,9 +3,12 @@
 // The calls of one Projection: their checks, their memory, and the passes that do the work.
 #pragma once
 
+#include "mha/executor.hpp"
 #include "mha/internal/projection/forward.hpp"
 #include "mha/internal/projection/gradient.hpp"
+#include "mha/internal/support/argument.hpp"
 #include "mha/internal/support/matrix_check.hpp"
+#include "mha/workspace.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
@@ -14,7 +17,7 @@ template <class Acc, class Linear>
 ProjectionMemory<Acc> take_projection_memory([[maybe_unused]] const Linear& linear,
                                              std::size_t scratch, kernels::Arena& arena) {
   ProjectionMemory<Acc> memory;
-  if constexpr (!std::is_same_v<typename Linear::Weight::Scalar, Acc>) {
+  if constexpr (!reads_weight_in_place<Acc, Linear>) {
     memory.wide_weight = arena.take<Acc>(linear.weight.size());
     memory.wide_bias = arena.take<Acc>(linear.bias.size());
   }
@@ -22,15 +25,42 @@ ProjectionMemory<Acc> take_projection_memory([[maybe_unused]] const Linear& line
   return memory;
 }
 
-/// The calls of one Projection, from their checks on.
+/// An argument of a map's call.
+template <class Linear, class M>
+struct ProjectionArgument : Argument<M> {
+  static_assert(
+      std::is_same_v<typename std::remove_cvref_t<M>::Scalar, typename Linear::Scalar> ||
+          std::is_same_v<typename std::remove_cvref_t<M>::Scalar, typename Linear::Acc>,
+      "mha: the arguments of a Projection must have its Scalar, or the accumulator of it");
+  using Argument<M>::Argument;
+};
+
+/// The calls of one map of tokens, from their arguments on.
 template <class Linear>
 class ProjectionCall {
  public:
-  using Scalar = typename Linear::Weight::Scalar;
+  using Scalar = typename Linear::Scalar;
   using Acc = typename Linear::Acc;
   using Options = typename Linear::Options;
 
   ProjectionCall(const char* where, const Linear& linear) : where_(where), linear_(linear) {}
+
+  template <class X>
+  Matrix<Scalar> result(const X& x, const Options& options) const {
+    const ProjectionArgument<Linear, X> tokens(x);
+    (void)check_x(tokens.view());
+    Matrix<Scalar> output(x.rows(), linear_.outputs());
+    apply(memory_of(output), tokens.view(), options);
+    return output;
+  }
+  template <class Out, class X>
+  void write(const MatrixView<Out>& output, const X& x, const Options& options) const {
+    static_assert(std::is_same_v<Out, Scalar> || std::is_same_v<Out, Acc>,
+                  "mha: the output of a Projection must have its Scalar, or the accumulator of it");
+    const ProjectionArgument<Linear, X> tokens(x);
+    check_output(output, check_x(tokens.view()));
+    apply(output, tokens.view(), options);
+  }
 
   /// The parameters are public: they may have been replaced. And all that a call of so many rows
   /// works on must have a size that can be counted.
@@ -42,8 +72,10 @@ class ProjectionCall {
             ", got ", rows);
     require(inputs <= kMaxSize && outputs <= kMaxSize, where_, ": weight must be at most ",
             kMaxSize, " x ", kMaxSize, ", got ", inputs, " x ", outputs);
-    require(linear_.bias.size() == 0 || linear_.bias.size() == outputs, where_,
-            ": bias must have 0 or ", outputs, " entries, got ", linear_.bias.size());
+    if constexpr (!is_prepacked<Linear>) {
+      require(linear_.bias.size() == 0 || linear_.bias.size() == outputs, where_,
+              ": bias must have 0 or ", outputs, " entries, got ", linear_.bias.size());
+    }
     const double entries =
         static_cast<double>(rows + 64) * static_cast<double>(std::max(inputs, outputs));
     require(entries * sizeof(Acc) <= kMost, where_,
@@ -61,17 +93,94 @@ class ProjectionCall {
     return placed;
   }
 
+  template <class Out, class In>
+  void check_output(const MatrixView<Out>& output, const CheckedMatrix<const In>& x) const {
+    check_shape("output", output.rows, output.cols, x.view.rows, linear_.outputs());
+    check_written(check_result("output", output), x);
+  }
+
+  template <class Out, class In>
+  void apply(const MatrixView<Out>& output, const MatrixView<const In>& x,
+             const Options& options) const {
+    if (output.rows == 0 || output.cols == 0) return;
+    const ProjectionTask<Linear, Out> task{&linear_, output};
+    if constexpr (has_kernels<Acc>) {
+      const auto plan = plan_of<In, Out>(x.rows, output.col_stride == 1, options.executor);
+      const CallMemory block(options.workspace, all_bytes(plan.bytes()));
+      kernels::Arena arena({block.data(), block.size()});
+      project<Acc>(x, &task, 1, plan, options.executor,
+                   take_projection_memory<Acc>(linear_, plan.bytes(), arena));
+    } else {
+      project<Acc>(x, &task, 1, {}, options.executor, {});
+    }
+  }
+
+  std::size_t bytes(Index rows, const Options& options) const {
+    check_sizes(rows);
+    if (rows == 0 || linear_.outputs() == 0) return 0;
+    if constexpr (has_kernels<Acc>) {
+      return all_bytes(std::max(plan_of<Acc, Acc>(rows, true, options.executor).bytes(),
+                                plan_of<Acc, Acc>(rows, false, options.executor).bytes()));
+    }
+    return 0;
+  }
+
+ protected:
+  void check_shape(const char* name, Index rows, Index cols, Index wanted_rows,
+                   Index wanted_cols) const {
+    require(rows == wanted_rows && cols == wanted_cols, where_, ": ", name, " must be ",
+            wanted_rows, " x ", wanted_cols, ", got ", rows, " x ", cols);
+  }
+
+  /// A matrix of yours that is written: its entries have places of their own.
+  template <class T>
+  CheckedMatrix<T> check_result(const char* name, const MatrixView<T>& m) const {
+    const auto written = checked(where_, name, m);
+    if (m.col_stride != 1 || m.row_stride < m.cols) {
+      check_own_places(where_, PlacedMatrix(where_, name, m).placed());
+    }
+    return written;
+  }
+
+  /// What is written lies apart from what is read, the parameters included.
+  template <class T, class... Read>
+  void check_written(const CheckedMatrix<T>& written, const Read&... read) const {
+    (check_apart(where_, written, read), ...);
+    if constexpr (!is_prepacked<Linear>) {  // whose memory nobody else knows
+      check_apart(where_, written, owned("weight", linear_.weight));
+      check_apart(where_, written, owned("bias", linear_.bias));
+    }
+  }
+
+  template <class In, class Out>
+  auto plan_of(Index rows, bool contiguous, const Executor& executor) const {
+    return projection_plan<Acc, In, Out, Linear>(rows, linear_.inputs(), linear_.outputs(), 1,
+                                                 contiguous, executor);
+  }
+  std::size_t all_bytes(std::size_t scratch) const {
+    kernels::Arena counter;
+    (void)take_projection_memory<Acc>(linear_, scratch, counter);
+    return counter.used();
+  }
+
+  const char* where_;
+  const Linear& linear_;
+};
+
+/// And of their gradients.
+template <class Linear>
+class ProjectionGradientCall : public ProjectionCall<Linear> {
+ public:
+  using Base = ProjectionCall<Linear>;
+  using Base::Base;
+  using typename Base::Acc;
+  using typename Base::Options;
+
   template <class G>
   CheckedMatrix<const G> check_grad_output(const MatrixView<const G>& grad_output,
                                            Index rows) const {
     check_shape("grad_output", grad_output.rows, grad_output.cols, rows, linear_.outputs());
     return checked(where_, "grad_output", grad_output);
-  }
-
-  template <class Out, class In>
-  void check_output(const MatrixView<Out>& output, const CheckedMatrix<const In>& x) const {
-    check_shape("output", output.rows, output.cols, x.view.rows, linear_.outputs());
-    check_written(check_result("output", output), x);
   }
 
   /// Gradients of the parameters' shapes, apart from all that is read.
@@ -98,22 +207,6 @@ class ProjectionCall {
     check_apart(where_, written, owned("gradient.bias", gradient.bias));
   }
 
-  template <class Out, class In>
-  void apply(const MatrixView<Out>& output, const MatrixView<const In>& x,
-             const Options& options) const {
-    if (output.rows == 0 || output.cols == 0) return;
-    const ProjectionTask<Linear, Out> task{&linear_, output};
-    if constexpr (has_kernels<Acc>) {
-      const auto plan = plan_of<In, Out>(x.rows, output.col_stride == 1, options.executor);
-      const CallMemory block(options.workspace, all_bytes(plan.bytes()));
-      kernels::Arena arena({block.data(), block.size()});
-      project<Acc>(x, &task, 1, plan, options.executor,
-                   take_projection_memory<Acc>(linear_, plan.bytes(), arena));
-    } else {
-      project<Acc>(x, &task, 1, {}, options.executor, {});
-    }
-  }
-
   template <class G, class In>
   void backward(const MatrixView<Acc>& grad_x, typename Linear::Gradient& gradient,
                 const MatrixView<const G>& grad_output, const MatrixView<const In>& x,
@@ -136,59 +229,18 @@ class ProjectionCall {
                              grad_x, false);
   }
 
-  std::size_t bytes(Index rows, const Options& options) const {
-    check_sizes(rows);
-    if (rows == 0 || linear_.outputs() == 0) return 0;
-    if constexpr (has_kernels<Acc>) {
-      return all_bytes(std::max(plan_of<Acc, Acc>(rows, true, options.executor).bytes(),
-                                plan_of<Acc, Acc>(rows, false, options.executor).bytes()));
-    }
-    return 0;
-  }
   std::size_t backward_bytes(Index rows, const Options& options) const {
-    check_sizes(rows);
+    this->check_sizes(rows);
     if (rows == 0) return 0;
     return ProjectionGradients<Acc>::bytes(options.executor, rows, linear_.inputs());
   }
 
  private:
-  void check_shape(const char* name, Index rows, Index cols, Index wanted_rows,
-                   Index wanted_cols) const {
-    require(rows == wanted_rows && cols == wanted_cols, where_, ": ", name, " must be ",
-            wanted_rows, " x ", wanted_cols, ", got ", rows, " x ", cols);
-  }
-
-  /// A matrix of yours that is written: its entries have places of their own.
-  template <class T>
-  CheckedMatrix<T> check_result(const char* name, const MatrixView<T>& m) const {
-    const auto written = checked(where_, name, m);
-    if (m.col_stride != 1 || m.row_stride < m.cols) {
-      check_own_places(where_, PlacedMatrix(where_, name, m).placed());
-    }
-    return written;
-  }
-
-  /// What is written lies apart from what is read, the parameters included.
-  template <class T, class... Read>
-  void check_written(const CheckedMatrix<T>& written, const Read&... read) const {
-    (check_apart(where_, written, read), ...);
-    check_apart(where_, written, owned("weight", linear_.weight));
-    check_apart(where_, written, owned("bias", linear_.bias));
-  }
-
-  template <class In, class Out>
-  auto plan_of(Index rows, bool contiguous, const Executor& executor) const {
-    return projection_plan<Acc, In, Out>(rows, linear_.inputs(), linear_.outputs(), 1, contiguous,
-                                         executor);
-  }
-  std::size_t all_bytes(std::size_t scratch) const {
-    kernels::Arena counter;
-    (void)take_projection_memory<Acc>(linear_, scratch, counter);
-    return counter.used();
-  }
-
-  const char* where_;
-  const Linear& linear_;
+  using Base::check_result;
+  using Base::check_shape;
+  using Base::check_written;
+  using Base::linear_;
+  using Base::where_;
 };
 
 }  // namespace mha::detail

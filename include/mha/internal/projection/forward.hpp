@@ -42,36 +42,48 @@ void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& w
 template <class Acc>
 using ProjectionPlan = std::conditional_t<has_kernels<Acc>, kernels::ProjectPlan<Acc>, NoPlan>;
 
-/// How they map rows by `maps` weights, the widest of which has so many outputs: several only if these are
-/// of Acc, since there is one place to widen a weight in.
-template <class Acc, class In, class Out>
+/// A map whose weight the kernels read as it lies, in panels: PackedProjection.
+template <class Linear>
+inline constexpr bool is_prepacked = false;
+
+/// Several maps of one x may be computed together: there is one place to widen a weight in.
+template <class Acc, class Linear>
+inline constexpr bool reads_weight_in_place =
+    is_prepacked<Linear> || std::is_same_v<typename Linear::Scalar, Acc>;
+
+/// How they map rows by `maps` weights, the widest of which has so many outputs.
+template <class Acc, class In, class Out, class Linear>
 kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index maps,
                                           bool contiguous, const Executor& executor) {
   const bool converts = !std::is_same_v<In, Acc> || !std::is_same_v<Out, Acc> || !contiguous;
-  return {rows, inputs, outputs, maps, converts, executor};
+  return {rows, inputs, outputs, maps, converts, is_prepacked<Linear>, executor};
 }
 
 /// W and b as the kernels read them: where they lie, or widened into memory.
 template <class Acc, class Linear>
 kernels::Weight<Acc> widened_weight(const Linear& linear,
                                     [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
-  using Scalar = typename Linear::Weight::Scalar;
-  kernels::Weight<Acc> weight;
-  weight.row_stride = linear.weight.cols();
-  if constexpr (std::is_same_v<Scalar, Acc>) {
-    weight.weight = linear.weight.data();
-    weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
+  using Scalar = typename Linear::Scalar;
+  if constexpr (is_prepacked<Linear>) {
+    return linear.panels();
   } else {
-    using Wide = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
-    using Own = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
-    Wide(memory.wide_weight, linear.weight.size()) =
-        Own(linear.weight.data(), linear.weight.size()).template cast<Acc>();
-    Wide(memory.wide_bias, linear.bias.size()) =
-        Own(linear.bias.data(), linear.bias.size()).template cast<Acc>();
-    weight.weight = memory.wide_weight;
-    weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
+    kernels::Weight<Acc> weight;
+    weight.row_stride = linear.weight.cols();
+    if constexpr (std::is_same_v<Scalar, Acc>) {
+      weight.weight = linear.weight.data();
+      weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
+    } else {
+      using Wide = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
+      using Own = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+      Wide(memory.wide_weight, linear.weight.size()) =
+          Own(linear.weight.data(), linear.weight.size()).template cast<Acc>();
+      Wide(memory.wide_bias, linear.bias.size()) =
+          Own(linear.bias.data(), linear.bias.size()).template cast<Acc>();
+      weight.weight = memory.wide_weight;
+      weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
+    }
+    return weight;
   }
-  return weight;
 }
 
 template <class Acc, class In, class Linear, class Out>
@@ -79,8 +91,7 @@ void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Line
                         int num_tasks, const kernels::ProjectPlan<Acc>& plan,
                         const Executor& executor, const ProjectionMemory<Acc>& memory) {
   eigen_assert(
-      (num_tasks == 1 ||
-       std::is_same_v<typename Linear::Weight::Scalar, Acc>)&&"one weight is widened at a time");
+      (num_tasks == 1 || reads_weight_in_place<Acc, Linear>)&&"one weight is widened at a time");
   kernels::ProjectJob<In, Out, Acc> jobs[3];
   for (int n = 0; n < num_tasks; ++n) {
     jobs[n] = {widened_weight<Acc>(*tasks[n].linear, memory), tasks[n].y};

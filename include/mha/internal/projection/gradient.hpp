@@ -113,7 +113,7 @@ void backward_projection(const ProjectionGradients<Acc>& products, GradLinear& g
                          const Linear& linear, const MatrixView<const In>& x,
                          const MatrixView<const Acc>& grad_y, const MatrixView<Acc>& grad_x,
                          bool add) {
-  using Scalar = typename Linear::Weight::Scalar;
+  using Scalar = typename Linear::Scalar;
   Matrix<Acc> copy;
   products.add_parameters(gradient, widened<Acc>(x, copy), grad_y);
   const MatrixView<const Scalar> weight = memory_of(linear.weight);
