@@ -2,13 +2,20 @@
 //
 // Decoding: one query per head against cached keys, one thread, beside the time that reading the same bytes takes.
 // "cold": eight sequences in turn, whose keys do not fit the processor's caches together; "hot": one sequence.
-// Prints a table; --short runs each once.
+// Then some tokens through a layer, its weights as MultiHead has them and as Inference, beside reading these.
+// Prints tables; --short runs each once.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mha/mha.hpp>
+#include <new>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "support/brief.hpp"
 #include "support/machine.hpp"
@@ -94,34 +101,40 @@ class FromTensors : public Decoding {
   std::vector<mha::Tensor<float>> keys_, values_;
 };
 
-/// The same bytes, added up.
-class Reading : public Decoding {
+/// As many numbers, added up, in several places in turn; in the same kind of pages as those of caches and of Inference.
+class Reading : public Call {
  public:
-  Reading(const Shape& s, std::size_t bytes_of_number)
-      : Decoding(s),
-        count_(s.numbers() * bytes_of_number / sizeof(float)),
-        memory_(count_ * static_cast<std::size_t>(s.sequences) * sizeof(float)) {
-    std::memset(memory_.data(), 0, memory_.size());
+  Reading(std::size_t count, Index places)
+      : count_(count),
+        places_(static_cast<std::size_t>(places)),
+        memory_(static_cast<float*>(::operator new(bytes(), kLargePage))) {
+#if defined(__linux__)
+    (void)::madvise(memory_.get(), bytes(), MADV_HUGEPAGE);
+#endif
+    std::memset(memory_.get(), 0, bytes());
   }
   void run() override {
-    total_ =
-        total_ + read_all(reinterpret_cast<const float*>(memory_.data()) + next() * count_, count_);
+    total_ = total_ + read_all(memory_.get() + turn_++ % places_ * count_, count_);
   }
 
  private:
-  std::size_t count_;
-  mha::Workspace memory_;  // begins with a cache line
+  static constexpr std::align_val_t kLargePage{std::size_t{1} << 21};
+  struct Free {
+    void operator()(float* memory) const { ::operator delete(memory, kLargePage); }
+  };
+  std::size_t bytes() const { return count_ * places_ * sizeof(float); }
+
+  std::size_t count_, places_, turn_ = 0;
+  std::unique_ptr<float, Free> memory_;
   volatile float total_ = 0;
 };
 
 /// A step of a layer: one token, whose key is taken back again.
+template <class Layer>
 class LayerStep : public Call {
  public:
-  LayerStep()
-      : layer_({.embed_dim = 512,
-                .num_heads = 16,
-                .kv_heads = 4,
-                .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}}),
+  explicit LayerStep(const mha::MultiHead<float, Eigen::Dynamic>& layer)
+      : layer_(layer),
         cache_({.kv_heads = 4, .head_dim = 32, .capacity = 1100}),
         token_(mha::Matrix<float>::Random(1, 512)),
         output_(1, 512) {
@@ -133,22 +146,87 @@ class LayerStep : public Call {
   }
 
  private:
-  mha::MultiHead<float, Eigen::Dynamic> layer_;
+  Layer layer_;
   mha::KvCache cache_;
   mha::Matrix<float> token_, output_;
   mha::Workspace workspace_;
 };
 
+/// Some tokens through a layer: its weights are most of what is read.
+template <class Layer>
+class Tokens : public Call {
+ public:
+  Tokens(const mha::MultiHead<float, Eigen::Dynamic>& layer, Index tokens)
+      : layer_(layer),
+        x_(mha::Matrix<float>::Random(tokens, layer.embed_dim())),
+        output_(tokens, layer.embed_dim()) {}
+  void run() override { layer_.forward_into(output_, x_, {.workspace = &workspace_}); }
+
+ private:
+  Layer layer_;
+  mha::Matrix<float> x_, output_;
+  mha::Workspace workspace_;
+};
+
+using AnyLayer = mha::MultiHead<float, Eigen::Dynamic>;
+
+void time_calls(std::vector<Entrant>& entrants, bool brief) {
+  time_in_turn(entrants, 1, brief ? kShortPlan : TimingPlan{.seconds_each = 1.0},
+               [](std::size_t) {});
+}
+
+void print_tokens(Index tokens, Index embed_dim, bool brief) {
+  const AnyLayer layer({.embed_dim = embed_dim, .num_heads = 16, .bias = false});
+  std::vector<Entrant> entrants(3);
+  entrants[0].call = std::make_unique<Tokens<AnyLayer>>(layer, tokens);
+  entrants[1].call = std::make_unique<Tokens<mha::Inference<float>>>(layer, tokens);
+  entrants[2].call =
+      std::make_unique<Reading>(static_cast<std::size_t>(4 * embed_dim * embed_dim), 1);
+  time_calls(entrants, brief);
+  const double reading = entrants[2].median_ms();
+  std::printf("| %6lld | %9lld |", static_cast<long long>(tokens),
+              static_cast<long long>(embed_dim));
+  for (std::size_t n = 0; n < 2; ++n) {
+    std::printf(" %9.1f us %5.2f |", 1e3 * entrants[n].median_ms(),
+                entrants[n].median_ms() / reading);
+  }
+  std::printf(" %9.1f us %5.1f GB/s |\n", 1e3 * reading,
+              16.0 * static_cast<double>(embed_dim * embed_dim) / reading * 1e-6);
+  std::fflush(stdout);
+}
+
+void print_layers(bool brief) {
+  std::printf(
+      "\nTokens through a layer of 16 heads: medians, and how many times as long as reading the "
+      "weights takes\n\n"
+      "| tokens | embed_dim | MultiHead          | Inference          | reading the weights   |\n"
+      "| ------ | --------- | ------------------ | ------------------ | --------------------- |\n");
+  for (const Index embed_dim : {512, 2048}) {
+    for (const Index tokens : {1, 8}) print_tokens(tokens, embed_dim, brief);
+  }
+  const AnyLayer layer({.embed_dim = 512,
+                        .num_heads = 16,
+                        .kv_heads = 4,
+                        .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}});
+  std::vector<Entrant> steps(2);
+  steps[0].call = std::make_unique<LayerStep<AnyLayer>>(layer);
+  steps[1].call = std::make_unique<LayerStep<mha::Inference<float>>>(layer);
+  time_calls(steps, brief);
+  std::printf(
+      "\nA step of a layer (embed_dim 512, 16 / 4 heads, rotary, 1024 keys): MultiHead %.1f us, "
+      "Inference %.1f us, medians\n",
+      1e3 * steps[0].median_ms(), 1e3 * steps[1].median_ms());
+}
+
 void print(const Shape& s, bool brief) {
   std::vector<Entrant> entrants(6);
   entrants[0].call = std::make_unique<FromCache>(s, Storage::f32);
   entrants[1].call = std::make_unique<FromTensors>(s);
-  entrants[2].call = std::make_unique<Reading>(s, 4);
+  entrants[2].call = std::make_unique<Reading>(s.numbers(), s.sequences);
   entrants[3].call = std::make_unique<FromCache>(s, Storage::bf16);
   entrants[4].call = std::make_unique<FromCache>(s, Storage::f16);
-  entrants[5].call = std::make_unique<Reading>(s, 2);
-  time_in_turn(entrants, 1, brief ? kShortPlan : TimingPlan{.seconds_each = 1.0},
-               [](std::size_t) {});
+  entrants[5].call = std::make_unique<Reading>(s.numbers() / 2, s.sequences);
+  time_calls(entrants, brief);
   std::printf("| %-4s %2lld / %2lld of %3lld, %4lld keys |", s.name,
               static_cast<long long>(s.heads), static_cast<long long>(s.kv_heads),
               static_cast<long long>(s.head_dim), static_cast<long long>(s.keys));
@@ -182,12 +260,6 @@ int main(int argc, char** argv) {
       "--------------------- "
       "| ------------------ | ------------------ | --------------------- |\n");
   for (const Shape& s : kShapes) print(s, brief);
-  std::vector<Entrant> layer(1);
-  layer[0].call = std::make_unique<LayerStep>();
-  time_in_turn(layer, 1, brief ? kShortPlan : TimingPlan{.seconds_each = 1.0}, [](std::size_t) {});
-  std::printf(
-      "\nA step of a layer (embed_dim 512, 16 / 4 heads, rotary, 1024 keys): %.1f us at best, %.1f "
-      "median\n",
-      1e3 * layer[0].min_ms(), 1e3 * layer[0].median_ms());
+  print_layers(brief);
   return EXIT_SUCCESS;
 }

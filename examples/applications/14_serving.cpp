@@ -64,13 +64,12 @@ class Decoder {
   explicit Decoder(mha::Executor executor)
       : executor_(executor), table_(kSymbols, kWidth, random_) {
     for (Index n = 0; n < kBlocks; ++n) {
-      Block& block = blocks_.emplace_back();
-      block.inner.resize(kWidth, 4 * kWidth, true);
-      block.outer.resize(4 * kWidth, kWidth, true);
-      for (auto* map : {&block.inner, &block.outer}) {
-        examples::fill_uniform({map->weight.data(), static_cast<std::size_t>(map->weight.size())},
-                               std::sqrt(3.0F / static_cast<float>(map->inputs())), random_);
-      }
+      const mha::MultiHead<float, kHeads> attention(
+          {.embed_dim = kWidth,
+           .kv_heads = kKvHeads,
+           .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}});
+      blocks_.push_back(
+          {mha::Inference(attention), drawn(kWidth, 4 * kWidth), drawn(4 * kWidth, kWidth)});
     }
   }
   static mha::KvPool pool(Index pages) {
@@ -78,12 +77,12 @@ class Decoder {
         {.layers = kBlocks, .kv_heads = kKvHeads, .head_dim = kWidth / kHeads, .pages = pages});
   }
   std::size_t weight_bytes() const {
-    std::size_t numbers = 0;
+    std::size_t bytes = 0;
     for (const Block& block : blocks_) {
-      for (const auto& parameter : block.attention.parameters()) numbers += parameter.values.size();
-      numbers += static_cast<std::size_t>(block.inner.weight.size() + block.outer.weight.size());
+      bytes +=
+          block.attention.memory_bytes() + block.inner.memory_bytes() + block.outer.memory_bytes();
     }
-    return numbers * sizeof(float);
+    return bytes;
   }
 
   /// Reads what each sequence has unread, and returns the token that follows each.
@@ -116,13 +115,19 @@ class Decoder {
   }
 
  private:
+  /// Weights that do not change lie as they are read.
   struct Block {
-    mha::MultiHead<float, kHeads> attention{
-        {.embed_dim = kWidth,
-         .kv_heads = kKvHeads,
-         .rotary = mha::Rotary{.pairs = mha::RotaryPairs::half}}};
-    mha::Projection<float> inner, outer;
+    mha::Inference<float> attention;
+    mha::PackedProjection<float> inner, outer;
   };
+
+  mha::PackedProjection<float> drawn(Index inputs, Index outputs) {
+    mha::Projection<float> linear;
+    linear.resize(inputs, outputs, true);
+    examples::fill_uniform({linear.weight.data(), static_cast<std::size_t>(linear.weight.size())},
+                           std::sqrt(3.0F / static_cast<float>(inputs)), random_);
+    return mha::PackedProjection<float>(linear);
+  }
 
   /// Each row over the root of its mean square.
   static Matrix<float> normal(const Matrix<float>& x) {

@@ -101,6 +101,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
     const Index from = std::max(tile, begin_);
     const Index to = std::min(tile + kKeyTile, end_);
     if (!wants(from, to)) return;
+    next_panel_ = to < end_ ? heads_[0].tiles.panel(to) : nullptr;
     if (!states_.tree.in_chunk(heads_[0].chunk_at(tile))) start_chunk(heads_[0].chunk_at(tile));
     score(from, to);
     kernels_.exponentiate_rows(at_.s, kKeyTile, rows_, to - from, states_.now.row_max,
@@ -176,7 +177,10 @@ class FewRows : public FewRowsScores<In, Out, T> {
       x.c = part + row * at_.wide;
       x.c_row = at_.wide;
       x.accumulate = true;
-      if (values != at_.value && heads_[0].tiles.in_pages()) x.b_ahead = kRowsAhead * stride;
+      if (values != at_.value && heads_[0].tiles.in_pages()) {
+        x.b_ahead = kRowsAhead;
+        if (j + kKeys >= end) x.b_next = next_panel_;
+      }
       x.fetch[0] = x.fetch[1] = x.a;
       kernels_.product(x);
     }
@@ -277,7 +281,8 @@ class FewRows : public FewRowsScores<In, Out, T> {
     }
   }
 
-  bool fresh_ = true;  ///< no key of the chunk yet: acc holds nothing
+  const T* next_panel_ = nullptr;  ///< the keys behind the tile at hand, in pages
+  bool fresh_ = true;              ///< no key of the chunk yet: acc holds nothing
 };
 
 }  // namespace mha::kernels

@@ -101,7 +101,7 @@ class FewRowsScores {
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
     const KeyTiles<In, T>& tiles = heads_[0].tiles;
     if (const T* const panel = tiles.panel(from); panel != nullptr) {
-      multiply_panel(panel, kKeyTile, keys, at_.s, kRowsAhead * kKeyTile);
+      multiply_panel(panel, kKeyTile, keys, at_.s, tiles.values_in_place(from, to).data);
     } else if (tiles.in_pages()) {
       tiles.convert_panel(from, to, at_.key, kKeyTile);
       multiply_panel(at_.key, kKeyTile, keys, at_.s);
@@ -135,9 +135,11 @@ class FewRowsScores {
     multiply_panel(at_.key, kPanel, key.rows, scores);
   }
   /// Of transposed keys, whose rows are `step` apart and may be read in whole vectors.
-  void multiply_panel(const T* panel, Index step, Index keys, T* scores, Index ahead = 0) {
+  /// @param next  what is read after them, if they come from memory: values
+  void multiply_panel(const T* panel, Index step, Index keys, T* scores, const T* next = nullptr) {
     Product<T> x;
-    x.b_ahead = ahead;
+    if (next != nullptr) x.b_ahead = kRowsAhead;
+    x.b_next = next;
     x.rows = rows_;
     x.vectors = vectors_of(keys);
     x.depth = key_.cols;

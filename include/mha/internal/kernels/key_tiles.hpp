@@ -91,9 +91,10 @@ class KeyTiles {
     return {copy, to - from, value_.cols, value_.cols, 1};
   }
 
-  /// Key `from` and those behind it, transposed, rows kKeyTile apart; null if they do not lie so as T.
+  /// Key `from` and those behind it, transposed, rows kKeyTile apart; null if they do not lie so as T, or have been
+  /// given back.
   const T* panel(Index from) const {
-    if (!in_pages() || !in_place_) return nullptr;
+    if (!in_pages() || !in_place_ || page(from) == nullptr) return nullptr;
     return reinterpret_cast<const T*>(page(from) + first_key_) + from % kKeyTile;
   }
   /// The same of pages in another type, converted: to[channel * step + key].

@@ -138,7 +138,8 @@ class ProjectTask {
         const bool last = k + depth >= x.cols;
         if (few) {
           p.fetch[0] = p.fetch[1] = p.a;
-          p.b_ahead = kAheadRows * row;
+          p.b_ahead = kAheadRows;
+          p.b_next = p.b + p.depth * row;
         } else if (!packed_) {
           fetch_next_strip(p);  // x comes from memory, too
         } else {
@@ -288,7 +289,7 @@ class ProjectTask {
       p.b = weight + k * job.weight.row_stride;
       p.b_step = job.weight.row_stride;
       // Rows of a W that no cache holds are fetched ahead; where it is at hand that costs a few percent.
-      if (x.cols * job.weight.row_stride >= kLargeWeight) p.b_ahead = kAheadInPlace * p.b_step;
+      if (x.cols * job.weight.row_stride >= kLargeWeight) p.b_ahead = kAheadInPlace;
       p.c = y;
       p.c_row = y_row;
       p.start = bias;

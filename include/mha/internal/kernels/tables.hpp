@@ -74,8 +74,10 @@ struct Product {
   const T* fetch[2] = {nullptr, nullptr};
   Index fetch_step = 0;
   Index fetch_strip = 0;
-  /// If not 0: how far ahead of its use B is fetched, of a B that comes from memory and is used once.
+  /// If not 0: how many rows ahead of their use B's are fetched, of a B that comes from memory and is used once.
   Index b_ahead = 0;
+  /// And what is read after its last row, in rows as far apart; null: the rows behind it.
+  const T* b_next = nullptr;
 };
 
 /// The dropout of a tile's queries, lane by lane: see dropout.hpp.

@@ -104,16 +104,22 @@ void product_strips(Index strips, Product<T>& x) {
     if constexpr (R > 1 &&
                   W == kTileVectors) {  // of one row the processor's own fetching is enough
       if (x.b_ahead != 0) {
-        const T* b_fetch = x.b + x.b_ahead;
-        for (; k > 0; --k) {
-          MHA_UNROLL for (int w = 0; w < W; ++w) MHA_PREFETCH(b_fetch + w * kCount, 3);
-          multiply_add<T, R, W>(sum, a_now, a_row, b_now);
-          a_now += x.a_step;
-          b_now += x.b_step;
-          b_fetch += x.b_step;
-          MHA_MOVING_POINTER(a_now);
-          MHA_MOVING_POINTER(b_now);
-          MHA_MOVING_POINTER(b_fetch);
+        const T* b_fetch = x.b + x.b_ahead * x.b_step;
+        Index own = x.b_next == nullptr ? k : k - x.b_ahead;  // steps that fetch rows of B itself
+        for (;;) {
+          for (; own > 0; --own, --k) {
+            MHA_UNROLL for (int w = 0; w < W; ++w) MHA_PREFETCH(b_fetch + w * kCount, 3);
+            multiply_add<T, R, W>(sum, a_now, a_row, b_now);
+            a_now += x.a_step;
+            b_now += x.b_step;
+            b_fetch += x.b_step;
+            MHA_MOVING_POINTER(a_now);
+            MHA_MOVING_POINTER(b_now);
+            MHA_MOVING_POINTER(b_fetch);
+          }
+          if (k == 0) break;
+          own = k;
+          b_fetch = x.b_next;
         }
       }
     }
@@ -204,8 +210,13 @@ void product(const Product<T>& whole) {
     move_right(part, kVectorsOfOneRow);
   }
 #endif
-  for (; left > 0; left -= kTileVectors) {
+  while (left > 0) {
     const Index width = left < kTileVectors ? left : kTileVectors;
+    left -= width;
+    // The columns beside these come next, the given rows after the last columns.
+    if (whole.b_next != nullptr) {
+      part.b_next = left > 0 ? part.b + width * Simd<T>::kCount : whole.b_next;
+    }
     product_rows(kByWidth[width - 1], part);
     move_right(part, width);
   }
