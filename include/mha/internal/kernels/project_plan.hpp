@@ -58,13 +58,13 @@ inline constexpr Index kManyTokens = 192;          ///< from here on, copying W 
 inline constexpr Index kPanelDepth = 1024;         ///< rows of a panel of W: at most 256 KiB
 inline constexpr Index kPanelRows = 2048;          ///< tokens of a task, at the most
 inline constexpr Index kPackedBytes = 768 * 1024;  ///< of x, of a task with prepacked weights
-inline constexpr Index kAheadRows =
-    32;  ///< of a prepacked W, for few tokens: how far ahead of its use it is fetched
-inline constexpr Index kAheadInPlace = 16;  ///< the same of a W that is read in place ...
-inline constexpr Index kLargeWeight =
-    Index{1} << 20;  ///< ... with at least so many entries: 4 MiB of floats
-inline constexpr Index kFetchStrips =
-    4;  ///< of six tokens: so many can fetch the next panel of W beside their work
+// While a panel that is prepacked is at hand, the next one is fetched, if there are so many strips of six tokens;
+// with fewer its own rows are, so far ahead of their use.
+inline constexpr Index kFetchStrips = 4;
+inline constexpr Index kAheadRows = 32;
+// So are those of a large W that is read in place.
+inline constexpr Index kAheadInPlace = 16;
+inline constexpr Index kLargeWeight = 1 << 21;  ///< entries: 8 MiB of floats
 
 /// How so many rows and weights of this size are mapped.
 inline ProjectWay way_to_project(Index rows, Index inputs, Index outputs, bool converts,
