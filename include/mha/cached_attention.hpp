@@ -34,11 +34,11 @@ struct CachedCall {
 
   template <class RuleSet>
   CachedCall(const char* where, const TensorView<const Scalar>& query, const CachedKeys& keys,
-             const RuleSet& rules, const AttentionOptions& options)
+             const RuleSet& rules, const AttentionOptions& options, Memory memory = Memory::needed)
       : paged(keys.paged()), retention(keys.retention()) {
     require(std::is_same_v<Acc, double> || keys.storage() != Storage::f64, where,
             ": a cache of Storage::f64 is for double");
-    query_range_ = check_view(where, kQuery, query, Memory::needed);
+    query_range_ = check_view(where, kQuery, query, memory);
     const TensorView<const Scalar> key{nullptr, {1, keys.kv_heads(), keys.size(), keys.head_dim()}};
     const TensorView<const Scalar> value{nullptr,
                                          {1, keys.kv_heads(), keys.size(), keys.value_dim()}};
@@ -71,6 +71,19 @@ struct CachedCall {
  private:
   AddressRange query_range_;
 };
+
+/// What attention() and attention_forward() return.
+template <class Scalar, class RuleType>
+AttentionResult<Scalar> cached_attention_result(const char* where,
+                                                const TensorView<const Scalar>& query,
+                                                const CachedKeys& keys, const RuleType& rule,
+                                                const AttentionOptions& options) {
+  decltype(auto) rules = as_rules(rule);
+  CachedCall<Scalar> call(where, query, keys, rules, options);
+  AttentionResult<Scalar> result = allocate_result<Scalar>(call.extent, keys.value_dim(), options);
+  call.run({result.output.view(), result.weights.view(), result.lse.view()}, rules, options);
+  return result;
+}
 
 }  // namespace detail
 
@@ -110,20 +123,31 @@ template <TensorLike Q, IsRule R, class O = AttentionOptions>
 [[nodiscard]] auto attention_forward(const Q& query, const CachedKeys& keys, const R& rule,
                                      const O& options = {}) {
   using Scalar = detail::element_t<const Q>;
-  decltype(auto) rules = detail::as_rules(rule);
-  const TensorView<const Scalar> q = tensor_view(query);
-  detail::CachedCall<Scalar> call("attention_forward", q, keys, rules, options);
-  AttentionResult<Scalar> result =
-      detail::allocate_result<Scalar>(call.extent, keys.value_dim(), options);
-  call.run({result.output.view(), result.weights.view(), result.lse.view()}, rules, options);
-  return result;
+  return detail::cached_attention_result<Scalar>("attention_forward", tensor_view(query), keys,
+                                                 rule, options);
 }
 
 /// attention() over cached keys.
 template <TensorLike Q, IsRule R, class O = AttentionOptions>
 [[nodiscard]] auto attention(const Q& query, const CachedKeys& keys, const R& rule,
                              const O& options = {}) {
-  return attention_forward(query, keys, rule, options).output;
+  using Scalar = detail::element_t<const Q>;
+  return detail::cached_attention_result<Scalar>("attention", tensor_view(query), keys, rule,
+                                                 options)
+      .output;
+}
+
+/// Bytes of Workspace that a call over as many cached keys needs, whatever its rule: it grows with the keys. Of the
+/// query only sizes count.
+/// @throws std::invalid_argument if the sizes do not fit each other
+template <TensorLike Q>
+[[nodiscard]] std::size_t attention_workspace_bytes(const Q& query, const CachedKeys& keys,
+                                                    const AttentionOptions& options = {}) {
+  using Scalar = detail::element_t<const Q>;
+  const TensorView<const Scalar> q = tensor_view(query);
+  const detail::CachedCall<Scalar> call("attention_workspace_bytes", q, keys, All{}, options,
+                                        detail::Memory::unused);
+  return kernels::plan_of<Scalar, accumulator_t<Scalar>>(call.task, options.executor).bytes();
 }
 
 }  // namespace mha

@@ -585,6 +585,37 @@ TEST_CASE("a reserve that a fork reads is not written over", "[cache][trap]") {
              uncached(text, 319, 3, mha::causal()));
 }
 
+TEST_CASE("attention_workspace_bytes() over a cache is what such calls need", "[cache]") {
+  mha::ThreadPool threads(2);
+  for (const Storage storage : {Storage::f32, Storage::bf16}) {
+    const Text<float> text(1500);
+    KvSequence s = pool_of(12, storage).sequence();
+    Index size = 0;
+    for (const Index count : {Index{1}, Index{130}, Index{1369}}) {
+      append(s.layer(0), text, size, count);
+      size += count;
+      for (const Index rows : {Index{1}, Index{3}, std::min<Index>(size, 300)}) {
+        for (const auto& executor : {mha::Executor(), mha::Executor(threads)}) {
+          CAPTURE(size, rows, executor.concurrency());
+          const auto query = rows_of(text.query, 0, rows);
+          mha::AttentionOptions options{.executor = executor};
+          mha::Workspace workspace(attention_workspace_bytes(query, s.layer(0).keys(), options));
+          const std::size_t bytes = workspace.size();
+          options.workspace = &workspace;
+          Tensor<float> output({1, query.size(1), rows, text.value.size(3)});
+          attention_into(output, query, s.layer(0).keys(), mha::causal() & mha::softcap(2),
+                         options);
+          CHECK(workspace.size() == bytes);
+        }
+      }
+    }
+  }
+  const KvCache cache({.kv_heads = 2, .head_dim = 4, .capacity = 8});
+  CHECK(message_of([&] {
+          (void)attention_workspace_bytes(Tensor<float>({1, 3, 1, 4}), cache.keys());
+        }).find("mha::attention_workspace_bytes: the heads of key must divide") == 0);
+}
+
 TEST_CASE("a sequence that has been moved from says so", "[cache][misuse]") {
   KvSequence s = pool_of(2, Storage::f32).sequence();
   const KvSequence t = std::move(s);
@@ -614,7 +645,7 @@ TEST_CASE("calls over a cache refuse what does not fit", "[cache][misuse]") {
   CHECK(call(query(1, 4, kHeadDim), {.past_len = 21})
             .find("past_len must lie between 0 and kv_len, got 21 and 20") != std::string::npos);
   CHECK(call(query(1, 4, kHeadDim), {.box = {.first_query = 3}}) ==
-        "mha::attention_forward: box must not cut the queries or keys of a cache");
+        "mha::attention: box must not cut the queries or keys of a cache");
   Tensor<float> output({1, 4, 3, kHeadDim});
   CHECK(message_of([&] {
           attention_into(output, query(1, 4, kHeadDim), s.layer(0).keys(), mha::all());
@@ -629,7 +660,7 @@ TEST_CASE("calls over a cache refuse what does not fit", "[cache][misuse]") {
   KvSequence wide = pool_of(1, Storage::f64).sequence();
   CHECK(message_of([&] {
           (void)attention(query(1, 4, kHeadDim), wide.layer(0).keys(), mha::all());
-        }) == "mha::attention_forward: a cache of Storage::f64 is for double");
+        }) == "mha::attention: a cache of Storage::f64 is for double");
   CHECK(message_of([&] { (void)pool_of(0, Storage::f32); }) ==
         "mha::KvPool: pages must lie between 1 and 1073741824, got 0");
   CHECK(message_of([&] { (void)pool_of(1, static_cast<Storage>(7)); }) ==
