@@ -215,13 +215,10 @@ class FewRows : public FewRowsScores<In, Out, T> {
       if (head.task.lse.data != nullptr) head.task.lse(i, 0) = lse;
       if (weighs_zero) head.task.extra_weights(i, extra_.count() - 1) = std::exp(-lse);
       const T factor = at_.factor[r] * calls_.dropout_scale;
-      const T* const total = states_.now.acc + r * at_.wide;
+      T* const total = states_.now.acc + r * at_.wide;
+      kernels_.end_row(total, at_.wide / kernels_.vector_lanes, factor);
       const MatrixView<Out> output = head.task.output.middle_rows(i, 1);
-      for (Index c = 0; c < value_.cols; ++c) {
-        // As where a lane is a query: a -0 of rounding is +0.
-        const T x = mha::detail::without_sign_of_zero(T(total[c] * factor));
-        output(0, c) = mha::detail::convert<Out>(x);
-      }
+      copy_run(output.data, output.col_stride, total, 1, value_.cols);
     }
     if (heads_[0].task.weights.data == nullptr) return;
     write_weights();

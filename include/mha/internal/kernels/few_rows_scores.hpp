@@ -52,10 +52,10 @@ class FewRowsScores {
   void scale_queries() {
     const T factor = calls_.query_factor();
     for (Index r = 0; r < rows_; ++r) {
-      const MatrixView<const In>& query = head_of(r).task.query;
-      for (Index d = 0; d < key_.cols; ++d) {
-        at_.query[r * key_.cols + d] = mha::detail::convert<T>(query(query_of(r), d)) * factor;
-      }
+      const MatrixView<const In> query = head_of(r).task.query.middle_rows(query_of(r), 1);
+      T* const row = at_.query + r * key_.cols;
+      convert_rows(kernels_, query, row, key_.cols);
+      for (Index d = 0; factor != T(1) && d < key_.cols; ++d) row[d] *= factor;
     }
   }
 

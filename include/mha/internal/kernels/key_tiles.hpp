@@ -5,6 +5,7 @@
 // in the forward pass reads keys or values but through here.
 #pragma once
 
+#include <cstring>
 #include "mha/internal/kernels/tile_memory.hpp"
 #include "mha/storage.hpp"
 
@@ -26,6 +27,18 @@ inline std::size_t page_bytes_of_head(Index head_dim, Index value_dim, Storage s
          mha::detail::bytes_of(storage);
 }
 
+/// to[k] = from[k], converted, for so many numbers, each `step` behind the one before it.
+template <class To, class From>
+void copy_run(To* to, Index to_step, const From* from, Index from_step, Index count) {
+  if constexpr (std::is_same_v<To, From>) {
+    if (to_step == 1 && from_step == 1) {
+      std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
+      return;
+    }
+  }
+  for (Index k = 0; k < count; ++k) to[k * to_step] = mha::detail::convert<To>(from[k * from_step]);
+}
+
 /// Element-wise conversion into memory of ours.
 template <class In, class T>
 void convert_rows([[maybe_unused]] const Kernels<T>& kernels, const MatrixView<const In>& from,
@@ -39,9 +52,7 @@ void convert_rows([[maybe_unused]] const Kernels<T>& kernels, const MatrixView<c
     }
   }
   for (Index r = 0; r < from.rows; ++r) {
-    for (Index c = 0; c < from.cols; ++c) {
-      to[r * to_row + c] = mha::detail::convert<T>(from(r, c));
-    }
+    copy_run(to + r * to_row, 1, from.data + r * from.row_stride, from.col_stride, from.cols);
   }
 }
 

@@ -226,19 +226,6 @@ class ProjectTask {
     return p;
   }
 
-  template <class To, class From>
-  static void copy_run(To* to, Index to_step, const From* from, Index from_step, Index count) {
-    if constexpr (std::is_same_v<To, From>) {
-      if (to_step == 1 && from_step == 1) {
-        std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
-        return;
-      }
-    }
-    for (Index k = 0; k < count; ++k) {
-      to[k * to_step] = mha::detail::convert<To>(from[k * from_step]);
-    }
-  }
-
   /// Between columns of y, run by run, and rows of ours.
   static void copy_columns(const mha::detail::HeadColumns<Out>& y, Index first, Index count,
                            T* rows, bool to_y) {

@@ -134,6 +134,9 @@ struct Kernels {
   /// x[r][l] *= factor[l].
   void (*rescale)(T* x, Index rows, Index vectors, const T* factor);
 
+  /// x[l] *= factor, and a -0 of rounding becomes +0, as where a lane is a query.
+  void (*end_row)(T* x, Index vectors, T factor);
+
   /// x[r][l] += part[r][l]; rows of x are x_row apart.
   void (*add)(T* x, Index x_row, Index rows, Index vectors, const T* part);
 

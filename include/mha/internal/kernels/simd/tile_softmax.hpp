@@ -275,6 +275,17 @@ void rescale(T* x, Index rows, Index vectors, const T* factor) {
   }
 }
 
+/// Kernels::end_row. Not by adding 0, which may be fused with the product.
+template <class T>
+void end_row(T* x, Index vectors, T factor) {
+  constexpr Index kCount = Simd<T>::kCount;
+  const Vec<T> f = all(factor);
+  for (Index w = 0; w < vectors; ++w, x += kCount) {
+    const IntVec<T> bits = bits_as<IntVec<T> >(load(x) * f);
+    store(x, bits_as<Vec<T> >(bits & ~((bits << 1) == IntVec<T>{})));
+  }
+}
+
 /// Kernels::add.
 template <class T>
 void add(T* x, Index x_row, Index rows, Index vectors, const T* part) {
