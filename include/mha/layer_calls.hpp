@@ -184,7 +184,11 @@ class LayerCalls {
  private:
   using Pass = detail::LayerPass<Layer>;
   friend Layer;
+  // A part of its layer: not to be made or copied by itself.
   LayerCalls() = default;
+  LayerCalls(const LayerCalls&) = default;
+  LayerCalls& operator=(const LayerCalls&) = default;
+  ~LayerCalls() = default;
   const Layer& self() const { return static_cast<const Layer&>(*this); }
 
   template <class RuleSet>

@@ -182,6 +182,16 @@ TEST_CASE("inference needs its layer no longer, and its copies share the weights
   CHECK_THAT((*first)(x), HasBitsOf(expected));
   first.reset();
   CHECK_THAT(copy(x), HasBitsOf(expected));
+  // What has been moved from has the weights still.
+  Inference<float> from(copy);
+  {
+    const Inference<float> moved(std::move(from));
+    CHECK_THAT(moved(x), HasBitsOf(expected));
+  }
+  CHECK_THAT(from(x), HasBitsOf(expected));  // NOLINT: that is the promise
+  Inference<float> changed(copy);
+  changed.q_proj = PackedProjection<float>();
+  CHECK(changed.memory_bytes() == copy.memory_bytes());  // of the other maps
   CHECK(copy.config().embed_dim == 64);
   CHECK(copy.num_heads() == 4);
   // Four weights of 64 x 64 and biases, of 4 bytes, and a line that may be read behind them.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstring>
+
 #include "mha/internal/kernels/tile_memory.hpp"
 #include "mha/storage.hpp"
 
@@ -31,7 +32,7 @@ inline std::size_t page_bytes_of_head(Index head_dim, Index value_dim, Storage s
 template <class To, class From>
 void copy_run(To* to, Index to_step, const From* from, Index from_step, Index count) {
   if constexpr (std::is_same_v<To, From>) {
-    if (to_step == 1 && from_step == 1) {
+    if (to_step == 1 && from_step == 1 && count > 0) {
       std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(To));
       return;
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// How y = x W + b is cut into tasks, in which of three ways each is computed (project_task.hpp), and in what memory.
+// How y = x W + b is cut into tasks, in which of four ways each is computed (project_task.hpp), and in what memory.
 #pragma once
 
 #include <algorithm>

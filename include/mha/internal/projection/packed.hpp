@@ -17,6 +17,10 @@ template <class Acc>
 class PackedWeight {
  public:
   PackedWeight() = default;
+  // A move is a copy: nothing is left without its memory.
+  PackedWeight(const PackedWeight&) noexcept = default;
+  PackedWeight& operator=(const PackedWeight&) noexcept = default;
+  ~PackedWeight() = default;
   /// @param memory  with room for numbers_of(linear) from number `first` on
   template <class Linear>
   PackedWeight(const Linear& linear, std::shared_ptr<const LargeMemory> memory, Index first)
