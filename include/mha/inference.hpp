@@ -61,18 +61,10 @@ class Inference : public LayerCalls<Inference<Scalar_>, Scalar_> {
 
   /// The layer's.
   const MultiHeadConfig& config() const noexcept { return config_; }
-  /// Bytes of the weights, which all copies share.
+  /// Bytes of the weights and biases of its maps, which all copies share.
   std::size_t memory_bytes() const noexcept {
-    const Linear* const maps[] = {&q_proj, &k_proj, &v_proj, &out_proj};
-    std::size_t bytes = 0;
-    for (std::size_t n = 0; n < 4; ++n) {
-      bool counted = false;  // as a part of another's memory
-      for (std::size_t m = 0; m < n; ++m) {
-        counted = counted || maps[m]->weight_.memory() == maps[n]->weight_.memory();
-      }
-      if (!counted) bytes += maps[n]->memory_bytes();
-    }
-    return bytes;
+    return q_proj.memory_bytes() + k_proj.memory_bytes() + v_proj.memory_bytes() +
+           out_proj.memory_bytes();
   }
 
  private:

@@ -38,7 +38,7 @@ class PackedProjection {
 
   Index inputs() const noexcept { return weight_.inputs(); }
   Index outputs() const noexcept { return weight_.outputs(); }
-  bool has_bias() const noexcept { return weight_.panels().bias != nullptr; }
+  bool has_bias() const noexcept { return weight_.has_bias(); }
 
   /// x W + b, with the bits of Projection::operator(): see there, for the errors and the options too.
   template <EigenDense X>
@@ -58,9 +58,7 @@ class PackedProjection {
         .bytes(rows, options);
   }
   /// Bytes of weight and bias, which all copies share.
-  std::size_t memory_bytes() const noexcept {
-    return weight_.memory() == nullptr ? 0 : weight_.memory()->bytes();
-  }
+  std::size_t memory_bytes() const noexcept { return weight_.bytes(); }
 
  private:
   template <class>

@@ -211,6 +211,7 @@ void check_layer(const std::string& type, Index tokens) {
   for (Index h = 0; h < 4; ++h) joined.middleCols(h * 48, 48) = attended.matrix(0, h);
   const std::string what = type + ", layer, " + std::to_string(tokens) + " tokens";
   check(what, y, project(joined, layer.out_proj), kUnits * eps_of<T>() * std::sqrt(192.0));
+  check(what + ", prepacked", mha::Inference<T>(layer)(x, mha::causal()), y);
 
   for (const Index i : {Index(0), tokens / 2, tokens - 1}) {
     const Matrix<T> row =

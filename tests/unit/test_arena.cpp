@@ -10,6 +10,7 @@
   } while (false)
 
 #include <mha/internal/kernels/tile_memory.hpp>
+#include <mha/internal/support/large_memory.hpp>
 
 #include <vector>
 
@@ -28,6 +29,18 @@ TEST_CASE("what is counted is what is needed", "[memory]") {
   CHECK(reinterpret_cast<std::byte*>(arena.take<float>(3)) == memory.data());
   CHECK(reinterpret_cast<std::byte*>(arena.take<double>(9)) == memory.data() + 64);
   CHECK(arena.used() == memory.size());
+}
+
+TEST_CASE("large memory begins at a large page, little at a cache line", "[memory]") {
+  const auto is_multiple = [](const std::byte* place, std::uintptr_t of) {
+    return reinterpret_cast<std::uintptr_t>(place) % of == 0;
+  };
+  const mha::detail::LargeMemory little(100), large(std::size_t{5} << 20);
+  CHECK(is_multiple(little.data(), 64));
+  CHECK(is_multiple(large.data(), std::uintptr_t{1} << 21));
+  // A line behind it may be read.
+  CHECK(little.bytes() == 164);
+  CHECK(large.bytes() == (std::size_t{5} << 20) + 64);
 }
 
 TEST_CASE("a part that reaches beyond its block is an assertion", "[memory]") {

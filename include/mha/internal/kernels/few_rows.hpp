@@ -186,15 +186,19 @@ class FewRows : public FewRowsScores<In, Out, T> {
     }
   }
 
+  /// The row's sum of weighted values, times a factor, to where it belongs.
+  void end_row(Index row, T factor, const MatrixView<Out>& output) {
+    T* const total = states_.now.acc + row * at_.wide;
+    kernels_.end_row(total, at_.wide / kernels_.vector_lanes, factor);
+    copy_run(output.data, output.col_stride, total, 1, value_.cols);
+  }
+
   /// The rows before their end.
   void write_state() {
     for (Index r = 0; r < rows_; ++r) {
       const HeadTask<In, Out, T>& task = head_of(r).task;
       const Index i = query_of(r);
-      for (Index c = 0; c < value_.cols; ++c) {
-        const T x = mha::detail::without_sign_of_zero(states_.now.acc[r * at_.wide + c]);
-        task.output(i, c) = mha::detail::convert<Out>(x);
-      }
+      end_row(r, T(1), task.output.middle_rows(i, 1));
       task.state(i, 0) = states_.now.row_max[r];
       task.state(i, 1) = states_.now.row_sum[r];
       task.state(i, 2) = at_.allowed[r] != 0 ? T(1) : T(0);
@@ -215,10 +219,7 @@ class FewRows : public FewRowsScores<In, Out, T> {
       if (head.task.lse.data != nullptr) head.task.lse(i, 0) = lse;
       if (weighs_zero) head.task.extra_weights(i, extra_.count() - 1) = std::exp(-lse);
       const T factor = at_.factor[r] * calls_.dropout_scale;
-      T* const total = states_.now.acc + r * at_.wide;
-      kernels_.end_row(total, at_.wide / kernels_.vector_lanes, factor);
-      const MatrixView<Out> output = head.task.output.middle_rows(i, 1);
-      copy_run(output.data, output.col_stride, total, 1, value_.cols);
+      end_row(r, factor, head.task.output.middle_rows(i, 1));
     }
     if (heads_[0].task.weights.data == nullptr) return;
     write_weights();

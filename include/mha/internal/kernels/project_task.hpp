@@ -154,18 +154,6 @@ class ProjectTask {
     packed_ = true;
   }
 
-  /// As many rows of W as p has, from `next` on, each strip its share.
-  static void fetch_in_strips(Product<T>& p, const T* next, Index row) {
-    const Index strips = (p.rows + 5) / 6;
-    p.fetch[0] = p.fetch[1] = p.a;
-    if (next == nullptr || p.depth == 0) return;
-    const Index share = (p.depth * row + strips - 1) / strips;
-    p.fetch[0] = next;
-    p.fetch[1] = next + share;
-    p.fetch_step = 2 * share / p.depth;
-    p.fetch_strip = 2 * share;
-  }
-
   /// Few tokens, or a small W.
   void run_in_place(const Job& job, Index first_output, Index outputs) {
     const MatrixView<const T> x = rows_of_x();
@@ -293,10 +281,8 @@ class ProjectTask {
       }
     }
     if (direct) return;
-    for (Index r = 0; r < x_.rows; ++r) {
-      for (Index c = 0; c < outputs; ++c) {
-        to(r, c) = mha::detail::convert<Out>(y[r * y_row + c]);
-      }
+    for (Index r = 0; r < to.rows; ++r) {
+      copy_run(to.data + r * to.row_stride, to.col_stride, y + r * y_row, 1, outputs);
     }
   }
 
@@ -314,6 +300,18 @@ class ProjectTask {
       }
     }
     packed_ = true;
+  }
+
+  /// As many rows of W as p has, from `next` on, each strip its share.
+  static void fetch_in_strips(Product<T>& p, const T* next, Index row) {
+    const Index strips = (p.rows + 5) / 6;
+    p.fetch[0] = p.fetch[1] = p.a;
+    if (next == nullptr || p.depth == 0) return;
+    const Index share = (p.depth * row + strips - 1) / strips;
+    p.fetch[0] = next;
+    p.fetch[1] = next + share;
+    p.fetch_step = 2 * share / p.depth;
+    p.fetch_strip = 2 * share;
   }
 
   /// The next block of W, in the order in which it lies in memory; each tile fetches its share.
@@ -348,9 +346,7 @@ class ProjectTask {
       } else {
         kernels_.unpack(panel, kWide, nullptr, nullptr, at_.rows, to.cols, 1, to.rows, to.cols);
         for (Index r = 0; r < to.rows; ++r) {
-          for (Index c = 0; c < to.cols; ++c) {
-            to(r, c) = mha::detail::convert<Out>(at_.rows[r * to.cols + c]);
-          }
+          copy_run(to.data + r * to.row_stride, to.col_stride, at_.rows + r * to.cols, 1, to.cols);
         }
       }
       panel += to.cols * kWide;

@@ -112,6 +112,7 @@ class LayerPlan {
           group.count, true, executor);
       sizes.scratch = std::max(sizes.scratch, group.plan.bytes());
     }
+    // Prepacked weights or not: heads of many rows each lie by themselves, as attention reads them.
     const auto lie = [&](int n, Index heads) {
       const auto way = kernels::way_to_project(rows[n], inputs[n], widths[n], false, false);
       return way == kernels::ProjectWay::in_place ? 1 : heads;

@@ -37,14 +37,15 @@ class PackedWeight {
   /// Numbers that a map takes.
   template <class Linear>
   static Index numbers_of(const Linear& linear) {
-    const Index outputs = kernels::whole_vectors<Acc>(linear.outputs());
-    return outputs * linear.inputs() + (linear.has_bias() ? outputs : 0);
+    return kernels::whole_vectors<Acc>(linear.outputs()) *
+           (linear.inputs() + Index{linear.has_bias()});
   }
 
   Index inputs() const { return inputs_; }
   Index outputs() const { return outputs_; }
+  bool has_bias() const { return weight_.bias != nullptr; }
+  std::size_t bytes() const { return static_cast<std::size_t>(numbers_of(*this)) * sizeof(Acc); }
   const kernels::Weight<Acc>& panels() const { return weight_; }
-  const std::shared_ptr<const LargeMemory>& memory() const { return memory_; }
 
  private:
   /// Panel after panel; returns what lies behind them.
