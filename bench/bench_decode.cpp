@@ -8,9 +8,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <mha/mha.hpp>
 #include <new>
+#include <string>
 #include <vector>
 
 #if defined(__linux__)
@@ -168,6 +170,16 @@ class Tokens : public Call {
   mha::Workspace workspace_;
 };
 
+/// MB of this program that the system gave in large pages: it need not, and what lies in small ones is read slower.
+double large_page_mb() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  for (std::string word; file >> word;) {
+    double kib = 0;
+    if (word == "AnonHugePages:" && file >> kib) return kib * 1024 * 1e-6;
+  }
+  return 0;
+}
+
 using AnyLayer = mha::MultiHead<float, Eigen::Dynamic>;
 
 void time_calls(std::vector<Entrant>& entrants, bool brief) {
@@ -179,7 +191,9 @@ void print_tokens(Index tokens, Index embed_dim, bool brief) {
   const AnyLayer layer({.embed_dim = embed_dim, .num_heads = 16, .bias = false});
   std::vector<Entrant> entrants(3);
   entrants[0].call = std::make_unique<Tokens<AnyLayer>>(layer, tokens);
+  const double before = large_page_mb();
   entrants[1].call = std::make_unique<Tokens<mha::Inference<float>>>(layer, tokens);
+  const double in_large_pages = large_page_mb() - before;
   entrants[2].call =
       std::make_unique<Reading>(static_cast<std::size_t>(4 * embed_dim * embed_dim), 1);
   time_calls(entrants, brief);
@@ -190,17 +204,21 @@ void print_tokens(Index tokens, Index embed_dim, bool brief) {
     std::printf(" %9.1f us %5.2f |", 1e3 * entrants[n].median_ms(),
                 entrants[n].median_ms() / reading);
   }
-  std::printf(" %9.1f us %5.1f GB/s |\n", 1e3 * reading,
-              16.0 * static_cast<double>(embed_dim * embed_dim) / reading * 1e-6);
+  const double bytes = 16.0 * static_cast<double>(embed_dim * embed_dim);
+  std::printf(" %9.1f us %5.1f GB/s | %6.1f of %4.1f MB |\n", 1e3 * reading, bytes / reading * 1e-6,
+              in_large_pages, bytes * 1e-6);
   std::fflush(stdout);
 }
 
 void print_layers(bool brief) {
   std::printf(
       "\nTokens through a layer of 16 heads: medians, and how many times as long as reading the "
-      "weights takes\n\n"
-      "| tokens | embed_dim | MultiHead          | Inference          | reading the weights   |\n"
-      "| ------ | --------- | ------------------ | ------------------ | --------------------- |\n");
+      "weights takes; of Inference's\nweights, how much the system gave in large pages\n\n"
+      "| tokens | embed_dim | MultiHead          | Inference          | reading the weights   | in "
+      "large "
+      "pages    |\n"
+      "| ------ | --------- | ------------------ | ------------------ | --------------------- | "
+      "----------------- |\n");
   for (const Index embed_dim : {512, 2048}) {
     for (const Index tokens : {1, 8}) print_tokens(tokens, embed_dim, brief);
   }

@@ -14,9 +14,10 @@
 namespace mha::inline MHA_ABI {
 
 /// A copy of a Projection for inference. The weight of a Projection lies row by row, and has to be read in pieces, or
-/// copied in each call; here it lies in panels of 64 columns (32 of double), in large pages, and is read from its first
-/// number to its last: one token takes little more than the time of reading it. Values of 16-bit types are kept as
-/// float. A copy of it shares the weight, which nobody can change: it may be used by several threads at once.
+/// copied in each call; here it lies in panels of 64 columns (32 of double) and is read from its first number to its
+/// last: one token takes little more than the time of reading it, in large pages, if the system gives any. Values of
+/// 16-bit types are kept as float. A copy of it shares the weight, which nobody can change: it may be used by several
+/// threads at once.
 /// @tparam Scalar  float, double, Eigen::half or Eigen::bfloat16
 template <class Scalar_>
 class PackedProjection {
