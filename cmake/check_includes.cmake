@@ -4,8 +4,8 @@
 # and belongs to no room is named with its place. And nobody outside of include/ looks into mha/internal.
 #   INCLUDE_DIR, SOURCE_DIR
 set(order
-  "internal/support/(language|error|sizes)"
-  "(types|dual|version|compiled|workspace|storage)"
+  "(compiled|internal/support/(language|error|sizes))"
+  "(types|dual|version|workspace|storage)"
   "internal/support/[a-z_]+"
   "rules/rule"
   "(index_list|executor|softmax|rotary)"
@@ -19,7 +19,7 @@ set(order
   "internal/projection/[a-z_]+"
   "(projection|multi_head_config)"
   "packed_projection"
-  "internal/layer/(memory|sequences|plan|check)"
+  "internal/layer/(layer_view|memory|sequences|plan|check)"
   "multi_head_training"
   "internal/layer/[a-z_]+"
   "(mask|instruction_set|gradient_check)"

@@ -98,6 +98,16 @@ void check_outputs(const CallExtent& call, const InputRanges& ranges,
   }
 }
 
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_OUTPUTS(T)                                          \
+  MHA_COMPILED_TEMPLATE void check_outputs(                              \
+      const CallExtent&, const InputRanges&, const AttentionOutputs<T>&, \
+      const TensorView<const T>&, const TensorView<const T>&, const TensorView<const T>&);
+MHA_COMPILED_OUTPUTS(float)
+MHA_COMPILED_OUTPUTS(double)
+#undef MHA_COMPILED_OUTPUTS
+#endif
+
 /// Tensors for what the options ask for.
 template <class Scalar>
 AttentionResult<Scalar> allocate_result(const CallExtent& call, Index value_dim,
@@ -130,7 +140,9 @@ auto attention_result(const char* where, const Q& query, const K& key, const V& 
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
   const CallExtent call =
-      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
+      check_attention<Scalar>(where, q, k, v, erased<accumulator_t<Scalar>>(rules),
+                              options.past_len, options.box)
+          .first;
   AttentionResult<Scalar> result = allocate_result<Scalar>(call, v.size(3), options);
   attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
                            &options.past_len, options.box},
@@ -153,7 +165,9 @@ auto head_result(const char* where, const Q& query, const K& key, const V& value
   const auto k = as_tensor(k_argument.view());
   const auto v = as_tensor(v_argument.view());
   const CallExtent call =
-      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
+      check_attention<Scalar>(where, q, k, v, erased<accumulator_t<Scalar>>(rules),
+                              options.past_len, options.box)
+          .first;
   using Acc = accumulator_t<Scalar>;
   check_count(where, "output", {1, 1, call.query_len, v.size(3)}, sizeof(Scalar));
   if (options.need_weights) {
@@ -184,7 +198,8 @@ template <TensorLike Q, TensorLike K, TensorLike V>
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
-  (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v, All{},
+  (void)detail::check_attention<Scalar>("attention_workspace_bytes", q, k, v,
+                                        detail::erased<accumulator_t<Scalar>>(All{}),
                                         options.past_len, options.box, detail::Memory::unused);
   using Acc = accumulator_t<Scalar>;
   if constexpr (detail::has_kernels<Acc>) {
@@ -216,8 +231,9 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
-  const auto [call, ranges] =
-      detail::check_attention<Scalar>("attention_into", q, k, v, rules, how.past_len, how.box);
+  const auto [call, ranges] = detail::check_attention<Scalar>(
+      "attention_into", q, k, v, detail::erased<accumulator_t<Scalar>>(rules), how.past_len,
+      how.box);
   detail::check_outputs(call, ranges, outputs, q, k, v);
   detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
                                            &how.past_len, how.box},

@@ -79,9 +79,10 @@ struct BackwardRanges {
 };
 
 /// The checks of every backward entry over what is read.
-template <class Scalar, class RuleSet>
+template <class Scalar>
 BackwardRanges check_backward(const char* where, const BackwardViews<Scalar>& x,
-                              const RuleSet& rules, const AttentionOptions& options) {
+                              const ErasedRules<accumulator_t<Scalar>>& rules,
+                              const AttentionOptions& options) {
   const auto [call, inputs] = check_attention<Scalar>(
       where, x.query, x.key, x.value, rules, options.past_len, options.box, Memory::needed, true);
   const std::array<Index, 4> out{call.batch, call.num_heads, call.query_len, x.value.size(3)};
@@ -129,6 +130,17 @@ void check_gradients(const char* where, const AttentionGradientOutputs<Scalar>& 
   }
 }
 
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_GRADIENTS(T)                                                             \
+  MHA_COMPILED_TEMPLATE BackwardRanges check_backward(                                        \
+      const char*, const BackwardViews<T>&, const ErasedRules<T>&, const AttentionOptions&);  \
+  MHA_COMPILED_TEMPLATE void check_gradients(const char*, const AttentionGradientOutputs<T>&, \
+                                             const BackwardViews<T>&, const BackwardRanges&);
+MHA_COMPILED_GRADIENTS(float)
+MHA_COMPILED_GRADIENTS(double)
+#undef MHA_COMPILED_GRADIENTS
+#endif
+
 /// A backward pass whose arguments have been checked.
 template <class Scalar, class RuleSet>
 void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
@@ -171,8 +183,8 @@ void attention_backward_into(const AttentionGradientOutputs<Scalar>& gradients,
   const char* const where = "attention_backward_into";
   const detail::BackwardViews<Scalar> views{tensor_view(grad_output), tensor_view(query),
                                             tensor_view(key), tensor_view(value), forward};
-  const detail::BackwardRanges ranges =
-      detail::check_backward(where, views, rules, given.options());
+  const detail::BackwardRanges ranges = detail::check_backward(
+      where, views, detail::erased<accumulator_t<Scalar>>(rules), given.options());
   detail::check_gradients(where, gradients, views, ranges);
   detail::backward_into(gradients, views, rules, given.options());
 }
@@ -204,7 +216,8 @@ template <TensorLike G, TensorLike Q, TensorLike K, TensorLike V, class Scalar,
       tensor_view(key),
       tensor_view(value),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, rules, given.options());
+  (void)detail::check_backward(where, views, detail::erased<accumulator_t<Scalar>>(rules),
+                               given.options());
   detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));
@@ -240,7 +253,8 @@ template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
       detail::as_tensor(k.view()),
       detail::as_tensor(v.view()),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, rules, given.options());
+  (void)detail::check_backward(where, views, detail::erased<accumulator_t<Scalar>>(rules),
+                               given.options());
   detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
   detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));

@@ -68,8 +68,9 @@ template <TensorLike Q, TensorLike K, class R = AttentionScoresOptions,
   const Box& box = given.options().box;
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
-  const CallExtent call =
-      detail::check_attention<Scalar>("attention_scores", q, k, k, rules, past_len, box).first;
+  const CallExtent call = detail::check_attention<Scalar>("attention_scores", q, k, k,
+                                                          detail::erased<Acc>(rules), past_len, box)
+                              .first;
   detail::require(
       stage == ScoreStage::scaled || stage == ScoreStage::capped || stage == ScoreStage::modified,
       "attention_scores: stage must be one of ScoreStage's, got ", static_cast<int>(stage));

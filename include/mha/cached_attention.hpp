@@ -32,9 +32,9 @@ struct CachedCall {
   CachedCall(const CachedCall&) = delete;
   CachedCall& operator=(const CachedCall&) = delete;
 
-  template <class RuleSet>
   CachedCall(const char* where, const TensorView<const Scalar>& query, const CachedKeys& keys,
-             const RuleSet& rules, const AttentionOptions& options, Memory memory = Memory::needed)
+             const ErasedRules<Acc>& rules, const AttentionOptions& options,
+             Memory memory = Memory::needed)
       : paged(keys.paged()), retention(keys.retention()) {
     require(std::is_same_v<Acc, double> || keys.storage() != Storage::f64, where,
             ": a cache of Storage::f64 is for double");
@@ -79,7 +79,7 @@ AttentionResult<Scalar> cached_attention_result(const char* where,
                                                 const CachedKeys& keys, const RuleType& rule,
                                                 const AttentionOptions& options) {
   decltype(auto) rules = as_rules(rule);
-  CachedCall<Scalar> call(where, query, keys, rules, options);
+  CachedCall<Scalar> call(where, query, keys, erased<accumulator_t<Scalar>>(rules), options);
   AttentionResult<Scalar> result = allocate_result<Scalar>(call.extent, keys.value_dim(), options);
   call.run({result.output.view(), result.weights.view(), result.lse.view()}, rules, options);
   return result;
@@ -103,7 +103,8 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
                 "mha: query and output must share one Scalar");
   decltype(auto) rules = detail::as_rules(rule);
   const TensorView<const Scalar> q = tensor_view(query);
-  detail::CachedCall<Scalar> call("attention_into", q, keys, rules, options);
+  detail::CachedCall<Scalar> call("attention_into", q, keys,
+                                  detail::erased<accumulator_t<Scalar>>(rules), options);
   call.check(outputs);
   call.run(outputs, rules, options);
 }
@@ -145,7 +146,8 @@ template <TensorLike Q>
                                                     const AttentionOptions& options = {}) {
   using Scalar = detail::element_t<const Q>;
   const TensorView<const Scalar> q = tensor_view(query);
-  const detail::CachedCall<Scalar> call("attention_workspace_bytes", q, keys, All{}, options,
+  const detail::CachedCall<Scalar> call("attention_workspace_bytes", q, keys,
+                                        detail::erased<accumulator_t<Scalar>>(All{}), options,
                                         detail::Memory::unused);
   return kernels::plan_of<Scalar, accumulator_t<Scalar>>(call.task, options.executor).bytes();
 }

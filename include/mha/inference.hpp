@@ -39,7 +39,7 @@ class Inference : public LayerCalls<Inference<Scalar_>, Scalar_> {
   template <int Heads, int HeadDim>
   explicit Inference(const MultiHead<Scalar, Heads, HeadDim>& layer)
       : bias_k(layer.bias_k), bias_v(layer.bias_v), config_(layer.config()) {
-    detail::check_parameters("Inference", layer);
+    detail::check_parameters("Inference", detail::layer_view(layer));
     using Packed = detail::PackedWeight<Acc>;
     Index numbers = 0;
     for (const auto* map : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.out_proj}) {

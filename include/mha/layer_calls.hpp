@@ -18,16 +18,19 @@
 namespace mha::inline MHA_ABI {
 
 /// What a layer's forward() returns.
-template <class Scalar>
+template <class Scalar_>
 struct MultiHeadResult {
+  using Scalar = Scalar_;
+  using Acc = accumulator_t<Scalar>;
+
   Matrix<Scalar> output;  ///< rows of query x out_dim
   /// [batch, num_heads (1 if averaged), query_len, kv_len], if asked for; rows sum to 1 (less with
   /// sinks), or are all 0. In a ragged batch query_len and kv_len are those of the longest, and
   /// shorter sequences are padded with 0. add_bias_kv and add_zero_attn each append a column, behind
   /// the padding: the weight of bias_k stands in column kv_len, that of the key of zeros in the last
   /// one, for every sequence alike.
-  Tensor<accumulator_t<Scalar>> weights;
-  Matrix<accumulator_t<Scalar>> lse;  ///< rows of query x num_heads, if asked for
+  Tensor<Acc> weights;
+  Matrix<Acc> lse;  ///< rows of query x num_heads, if asked for
 };
 
 /// The base of the layers.
@@ -69,8 +72,8 @@ class LayerCalls {
       forward(const A& a, const B& b = B{}, const C& c = C{}, const D& d = D{},
               const E& e = E{}) const {
     const Call<A, B, C, D, E> call(a, b, c, d, e);
-    return forward_views(call.query(), call.key(), call.value(), detail::as_rules(call.rule()),
-                         call.options());
+    return forward_views({call.query(), call.key(), call.value()},
+                         detail::layer_rules<Acc>(detail::as_rules(call.rule())), call.options());
   }
 
   /// The output of forward(), in each of its forms.
@@ -94,8 +97,8 @@ class LayerCalls {
     static_assert(std::is_same_v<typename std::remove_cvref_t<O>::Scalar, Scalar>,
                   "mha: the output of MultiHead must have its Scalar");
     const Call<A, B, C, D, E> call(a, b, c, d, e);
-    forward_views_into(matrix_view(output), call.query(), call.key(), call.value(),
-                       detail::as_rules(call.rule()), call.options());
+    forward_views_into(matrix_view(output), {call.query(), call.key(), call.value()},
+                       detail::layer_rules<Acc>(detail::as_rules(call.rule())), call.options());
   }
 
   /// The layer with caches, one for each sequence of x's rows: adds x's projected keys and values to them, and
@@ -153,36 +156,24 @@ class LayerCalls {
   /// @throws std::invalid_argument if they do not fit the options
   [[nodiscard]] std::size_t workspace_bytes(Index query_rows, Index key_rows,
                                             const Options& options = {}) const {
-    constexpr const char* kWhere = Layer::kNames.workspace_bytes;
-    detail::check_parameters(kWhere, self());
-    const Batch batch = detail::cut_sequences(kWhere, query_rows, key_rows, options);
-    detail::check_total_size<Acc>(kWhere, self().config(), query_rows, key_rows, batch, false);
-    if constexpr (!detail::has_kernels<Acc>) {
-      return 0;
-    } else {
-      if (batch.count == 0) return 0;
-      return Pass(self()).bytes(query_rows, key_rows, batch, options);
-    }
+    return detail::layer_bytes(Layer::kNames.workspace_bytes, detail::layer_view(self()),
+                               query_rows, key_rows, options);
   }
   /// The same of forward() and forward_into() with caches, append() and attend(): with as many keys as the caches have
   /// now, and those that the rows become. It grows with the keys.
   [[nodiscard]] std::size_t workspace_bytes(Index rows, const KvLayers& caches,
                                             const Options& options = {}) const {
-    constexpr const char* kWhere = Layer::kNames.workspace_bytes;
-    detail::check_parameters(kWhere, self());
-    return detail::CachedPass<Layer>(kWhere, self(), caches, options).bytes(rows);
+    return detail::cached_bytes(Layer::kNames.workspace_bytes, detail::layer_view(self()), rows,
+                                caches, options);
   }
 
  protected:
-  using View = MatrixView<const Scalar>;
-  using Batch = detail::SequenceBatch;
   template <class A, class B, class C, class D, class E>
   using Call =
       detail::LayerCall<Layer, std::remove_cvref_t<A>, std::remove_cvref_t<B>,
                         std::remove_cvref_t<C>, std::remove_cvref_t<D>, std::remove_cvref_t<E>>;
 
  private:
-  using Pass = detail::LayerPass<Layer>;
   friend Layer;
   // A part of its layer: not to be made or copied by itself.
   LayerCalls() = default;
@@ -191,26 +182,26 @@ class LayerCalls {
   ~LayerCalls() = default;
   const Layer& self() const { return static_cast<const Layer&>(*this); }
 
-  template <class RuleSet>
-  Result forward_views(const View& query, const View& key, const View& value, const RuleSet& rules,
-                       const Options& options) const {
-    const Batch batch =
-        detail::check_call(Layer::kNames.forward, self(), query, key, value, rules, options).batch;
-    detail::LayerResult<Layer> result(self(), query.rows, batch, options);
-    Pass(self()).compute(query, key, value, rules, options, batch, result.output(), result.lse(),
-                         result.weights());
+  using Inputs = detail::LayerInputs<Scalar>;
+  using AnyRules = detail::LayerRules<Acc>;
+
+  Result forward_views(const Inputs& inputs, const AnyRules& rules, const Options& options) const {
+    const auto layer = detail::layer_view(self());
+    const detail::SequenceBatch batch =
+        detail::check_call(Layer::kNames.forward, layer, inputs, rules, options).batch;
+    detail::LayerResult<Result> result(layer.config, inputs.query.rows, batch, options);
+    detail::compute_layer(layer, inputs, rules, options, batch, result.outputs());
     return result.finish();
   }
 
-  template <class RuleSet>
-  void forward_views_into(const MatrixView<Scalar>& output, const View& query, const View& key,
-                          const View& value, const RuleSet& rules, const Options& options) const {
+  void forward_views_into(const MatrixView<Scalar>& output, const Inputs& inputs,
+                          const AnyRules& rules, const Options& options) const {
     constexpr const char* kWhere = Layer::kNames.forward_into;
-    const auto call = detail::check_call(kWhere, self(), query, key, value, rules, options);
-    detail::check_output(kWhere, self(), output, call);
+    const auto layer = detail::layer_view(self());
+    const auto call = detail::check_call(kWhere, layer, inputs, rules, options);
+    detail::check_output(kWhere, layer, output, call);
     detail::check_output_alone(kWhere, options);
-    Tensor<Acc> no_weights;
-    Pass(self()).compute(query, key, value, rules, options, call.batch, output, {}, no_weights);
+    detail::compute_layer(layer, inputs, rules, options, call.batch, {output});
   }
 };
 

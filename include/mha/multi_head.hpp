@@ -114,8 +114,9 @@ class MultiHead : public LayerCalls<MultiHead<Scalar_, Heads, HeadDim>, Scalar_>
                   "mha::MultiHead::forward_training: the pass refers to its inputs until "
                   "backward(): give named matrices, not temporary ones or expressions");
     const typename Calls::template Call<A, B, C, D, E> call(a, b, c, d, e);
-    forward_training_views(pass, call.query(), call.key(), call.value(),
-                           detail::as_rules(call.rule()), call.options());
+    decltype(auto) rules = detail::as_rules(call.rule());
+    forward_training_views(pass, {call.query(), call.key(), call.value()},
+                           detail::layer_gradient_rules<Acc, false>(rules), call.options());
   }
 
   /// The gradients of the loss by parameters (added to `gradients`) and inputs (overwritten there),
@@ -139,15 +140,12 @@ class MultiHead : public LayerCalls<MultiHead<Scalar_, Heads, HeadDim>, Scalar_>
                 const G& grad_output, const R& rule = R{}, const O& options = O{}) const {
     static_assert(std::is_same_v<typename G::Scalar, Scalar>,
                   "mha: grad_output must have the layer's Scalar");
-    constexpr const char* kWhere = "MultiHead::backward";
     const auto given = detail::rule_and_options<Options>(rule, options);
     static_assert(
         detail::TypesFit<Scalar, Scalar, Scalar, detail::rule_t<decltype(given)>>::kChecked);
     decltype(auto) rules = detail::as_rules(given.rule());
-    const View grad = matrix_view(grad_output);
-    const detail::LayerGradient<MultiHead> work(*this);
-    work.check(kWhere, gradients, pass, grad, rules, given.options());
-    work.backward(gradients, pass, grad, rules, given.options());
+    backward_views(gradients, pass, matrix_view(grad_output),
+                   detail::layer_gradient_rules<Acc, true>(rules), given.options());
   }
 
   /// Every parameter by name, to be read or written: what an optimiser steps through, beside the
@@ -158,23 +156,31 @@ class MultiHead : public LayerCalls<MultiHead<Scalar_, Heads, HeadDim>, Scalar_>
   }
 
  private:
-  using typename Calls::View;
   static constexpr detail::LayerNames kNames = MHA_LAYER_NAMES("MultiHead");
+  using AnyRules = detail::LayerGradientRules<Acc>;
 
-  template <class RuleSet>
-  void forward_training_views(TrainingPass<MultiHead>& pass, const View& query, const View& key,
-                              const View& value, const RuleSet& rules,
+  void forward_training_views(TrainingPass<MultiHead>& pass,
+                              const detail::LayerInputs<Scalar>& inputs, const AnyRules& rules,
                               const Options& options) const {
-    constexpr const char* kWhere = "MultiHead::forward_training";
-    const auto call = detail::check_call(kWhere, *this, query, key, value, rules, options);
-    detail::check_output_alone(kWhere, options);
-    const detail::LayerGradient<MultiHead> work(*this);
-    work.check_inputs(kWhere, pass, call);
-    work.forward(pass, query, key, value, rules, options, call.batch);
+    const auto layer = detail::layer_view(*this);
+    const detail::SequenceBatch batch =
+        detail::check_training<Scalar>("MultiHead::forward_training", layer, inputs, rules, options,
+                                       detail::memory_of(pass.output));
+    detail::run_training(layer, id_.value(), pass.output, pass.tape_, inputs, rules, options,
+                         batch);
+  }
+
+  void backward_views(MultiHeadGradients<MultiHead>& gradients, TrainingPass<MultiHead>& pass,
+                      const MatrixView<const Scalar>& grad_output, const AnyRules& rules,
+                      const Options& options) const {
+    const auto layer = detail::layer_view(*this);
+    const detail::LayerRecord<Scalar>& record = pass.tape_;
+    detail::check_backward<Scalar>("MultiHead::backward", layer, id_.value(),
+                                   gradient_view(gradients), record, grad_output, rules, options);
+    detail::run_backward(layer, gradients, pass.tape_, grad_output, rules, options);
   }
 
   friend Calls;
-  friend class detail::LayerGradient<MultiHead>;
   MultiHeadConfig config_;
   detail::ObjectId id_;
 };

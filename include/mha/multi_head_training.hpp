@@ -13,13 +13,36 @@
 
 #include "mha/internal/layer/check.hpp"
 #include "mha/internal/layer/memory.hpp"
+#include "mha/projection.hpp"
 
 namespace mha::inline MHA_ABI {
 
 namespace detail {
-template <class Layer>
-class LayerGradient;
-}
+
+/// What a forward pass leaves behind.
+template <class Scalar>
+struct LayerRecord {
+  using Acc = accumulator_t<Scalar>;
+
+  PassOrigin origin;
+  LayerInputs<Scalar> inputs;
+  SequenceBatch batch;
+  std::optional<LayerMemory<Acc>> memory;   ///< nothing if there are no rows at all
+  Workspace block;                          ///< that it lies in,
+  std::unique_ptr<OwnedMatrices<Acc>> own;  ///< or this
+  Workspace scratch;
+};
+
+/// And memory for the way back.
+template <class Scalar>
+struct LayerTape : LayerRecord<Scalar> {
+  using Acc = accumulator_t<Scalar>;
+
+  Matrix<Acc> grad_output, grad_concat, grad_q, grad_k, grad_v;
+  Matrix<Acc> grad_bias_k, grad_bias_v;  ///< of each sequence
+};
+
+}  // namespace detail
 
 /// A named list of numbers: a parameter of a layer, or its gradient.
 template <class Scalar>
@@ -82,6 +105,15 @@ struct MultiHeadGradients {
   }
   /// As layer.parameters(): the same names and sizes, in the same order.
   [[nodiscard]] std::vector<Parameter<Acc>> parameters() { return detail::parameters_of(*this); }
+
+  /// What the passes see of it.
+  friend detail::LayerGradientView<Acc> gradient_view(MultiHeadGradients& g) {
+    using detail::memory_of;
+    using detail::parameters_view;
+    return {parameters_view(g.q_proj),   parameters_view(g.k_proj), parameters_view(g.v_proj),
+            parameters_view(g.out_proj), memory_of(g.bias_k),       memory_of(g.bias_v),
+            memory_of(g.query),          memory_of(g.key),          memory_of(g.value)};
+  }
 };
 
 /// What MultiHead::forward_training() leaves for backward(). Use it again for the next step: calls of
@@ -92,19 +124,8 @@ class TrainingPass {
   Matrix<typename Layer::Scalar> output;  ///< rows of query x out_dim
 
  private:
-  friend class detail::LayerGradient<Layer>;
-  using Scalar = typename Layer::Scalar;
-  using Acc = typename Layer::Acc;
-
-  detail::PassOrigin origin_;
-  MatrixView<const Scalar> query_, key_, value_;
-  detail::SequenceBatch batch_;
-  Workspace block_;
-  std::unique_ptr<detail::OwnedMatrices<Acc>> own_;
-  std::optional<detail::LayerMemory<Acc>> memory_;
-  Matrix<Acc> grad_output_, grad_concat_, grad_q_, grad_k_, grad_v_;
-  Matrix<Acc> grad_bias_k_, grad_bias_v_;  ///< of each sequence
-  Workspace scratch_;
+  friend Layer;
+  detail::LayerTape<typename Layer::Scalar> tape_;
 };
 
 }  // namespace mha

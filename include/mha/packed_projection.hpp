@@ -44,46 +44,44 @@ class PackedProjection {
   /// x W + b, with the bits of Projection::operator(): see there, for the errors and the options too.
   template <EigenDense X>
   [[nodiscard]] Matrix<Scalar> operator()(const X& x, const Options& options = {}) const {
-    return detail::ProjectionCall<PackedProjection>("PackedProjection::operator()", *this)
-        .result(x, options);
+    return detail::ProjectionCall<Scalar>("PackedProjection::operator()", linear_view(*this),
+                                          options)
+        .result(x);
   }
   /// The same, written to memory of yours: see Projection::apply_into().
   template <EigenInMemory Y, EigenDense X>
   void apply_into(Y&& output, const X& x, const Options& options = {}) const {
-    detail::ProjectionCall<PackedProjection>("PackedProjection::apply_into", *this)
-        .write(matrix_view(output), x, options);
+    detail::ProjectionCall<Scalar>("PackedProjection::apply_into", linear_view(*this), options)
+        .write(matrix_view(output), x);
   }
   /// Bytes of Workspace that these need for so many rows.
   [[nodiscard]] std::size_t workspace_bytes(Index rows, const Options& options = {}) const {
-    return detail::ProjectionCall<PackedProjection>("PackedProjection::workspace_bytes", *this)
-        .bytes(rows, options);
+    return detail::ProjectionCall<Scalar>("PackedProjection::workspace_bytes", linear_view(*this),
+                                          options)
+        .bytes(rows);
   }
   /// Bytes of weight and bias, which all copies share.
   std::size_t memory_bytes() const noexcept { return weight_.bytes(); }
 
+  /// What the passes see of it.
+  friend detail::LinearView<Scalar> linear_view(const PackedProjection& p) {
+    return p.weight_.template view<Scalar>();
+  }
+
  private:
   template <class>
   friend class Inference;
-  template <class Acc, class Linear>
-  friend kernels::Weight<Acc> detail::widened_weight(const Linear&,
-                                                     const detail::ProjectionMemory<Acc>&);
-
   explicit PackedProjection(detail::PackedWeight<Acc> weight) : weight_(std::move(weight)) {}
 
   template <class Linear>
   static std::shared_ptr<const detail::LargeMemory> memory_for(const Linear& linear) {
-    detail::ProjectionCall<Linear>("PackedProjection", linear).check_sizes(0);
+    detail::ProjectionCall<Scalar>("PackedProjection", linear_view(linear), Options{})
+        .check_sizes(0);
     const auto numbers = static_cast<std::size_t>(detail::PackedWeight<Acc>::numbers_of(linear));
     return std::make_shared<const detail::LargeMemory>(numbers * sizeof(Acc));
   }
-  const kernels::Weight<Acc>& panels() const { return weight_.panels(); }
 
   detail::PackedWeight<Acc> weight_;
 };
-
-namespace detail {
-template <class Scalar>
-inline constexpr bool is_prepacked<PackedProjection<Scalar>> = true;
-}
 
 }  // namespace mha

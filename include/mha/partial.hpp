@@ -46,6 +46,20 @@ class Partial {
   static_assert(detail::has_kernels<Acc>,
                 "mha: Partial is for float, double, Eigen::half and Eigen::bfloat16");
 
+  Partial(const Partial&) = default;
+  Partial& operator=(const Partial&) = default;
+  /// What has been moved from has no rows.
+  Partial(Partial&& other) noexcept { *this = std::move(other); }
+  Partial& operator=(Partial&& other) noexcept {
+    if (this == &other) return *this;
+    sizes_ = std::exchange(other.sizes_, {});
+    nodes_ = std::exchange(other.nodes_, {});
+    ends_ = std::exchange(other.ends_, {});
+    dropout_scale_ = other.dropout_scale_;
+    return *this;
+  }
+  ~Partial() = default;
+
   /// Adds what `other` has attended to: other keys of the same rows, under the same rule.
   /// @throws std::invalid_argument if the rows differ, or both have attended to one chunk; this partial is
   ///         then as before
@@ -72,6 +86,7 @@ class Partial {
                          const AttentionOptions& options);
 
  private:
+  Partial() = default;
   using Node = detail::PartialNode<Acc>;
   using State = kernels::SoftmaxState<Acc>;
 
@@ -255,15 +270,16 @@ template <TensorLike Q, TensorLike K, TensorLike V, class R = AttentionOptions,
   const TensorView<const Scalar> q = tensor_view(query);
   const TensorView<const Scalar> k = tensor_view(key);
   const TensorView<const Scalar> v = tensor_view(value);
-  const CallExtent call =
-      detail::check_attention<Scalar>(kWhere, q, k, v, rules, how.past_len, how.box).first;
+  using Acc = accumulator_t<Scalar>;
+  const CallExtent call = detail::check_attention<Scalar>(
+                              kWhere, q, k, v, detail::erased<Acc>(rules), how.past_len, how.box)
+                              .first;
   detail::require(!how.need_weights, kWhere,
                   ": need_weights must not be set, since weights are known when all parts are");
   const Index end = how.box.first_key + call.kv_len;
   detail::require(end % kernels::kKeyChunk == 0 || how.box.kv_len <= end, kWhere,
                   ": the keys must end with a chunk of ", kernels::kKeyChunk,
                   " or with the whole, got an end at ", end, " of ", how.box.kv_len);
-  using Acc = accumulator_t<Scalar>;
   const Index wide = kernels::round_up(v.size(3), 64 / Index{sizeof(Acc)});
   detail::check_count(kWhere, "a part's state",
                       {call.batch, call.num_heads, call.query_len, wide + 3}, sizeof(Acc));

@@ -44,7 +44,17 @@ struct Projection {
   bool has_bias() const noexcept { return bias.size() != 0; }
 
   /// Weight and bias of these sizes, all 0.
+  /// @throws std::invalid_argument if a size is negative, too large, or not the one known at compile time;
+  ///         std::bad_alloc
   void resize(Index inputs, Index outputs, bool with_bias) {
+    const auto check = [](const char* name, Index size, int fixed) {
+      detail::require(size >= 0 && size <= detail::kMaxSize, "Projection::resize: ", name,
+                      " must lie between 0 and ", detail::kMaxSize, ", got ", size);
+      detail::require(fixed == Eigen::Dynamic || size == fixed, "Projection::resize: ", name,
+                      " must be ", fixed, ", as known at compile time, got ", size);
+    };
+    check("inputs", inputs, In);
+    check("outputs", outputs, Out);
     weight.setZero(inputs, outputs);
     bias.setZero(Out != Eigen::Dynamic || with_bias ? outputs : 0);
   }
@@ -97,9 +107,20 @@ struct Projection {
   /// @throws std::invalid_argument if there can be no such call
   [[nodiscard]] std::size_t workspace_bytes(Index rows, const Options& options = {}) const;
   [[nodiscard]] std::size_t backward_workspace_bytes(Index rows, const Options& options = {}) const;
+
+  /// What the passes see of it.
+  friend detail::LinearView<Scalar> linear_view(const Projection& p) {
+    return {{detail::memory_of(p.weight), detail::memory_of(p.bias)}};
+  }
 };
 
 namespace detail {
+
+/// A map's parameters, or their gradients, to be written.
+template <class Scalar, int In, int Out>
+LinearParameters<Scalar> parameters_view(Projection<Scalar, In, Out>& map) {
+  return {memory_of(map.weight), memory_of(map.bias)};
+}
 
 /// Does a weight of these sizes fit Eigen's limit for matrices that live inside an object?
 template <class Scalar>
@@ -115,14 +136,15 @@ constexpr bool fits_on_stack(int heads, int head_dim) {
 template <class Scalar, int In, int Out>
 template <EigenDense X>
 Matrix<Scalar> Projection<Scalar, In, Out>::operator()(const X& x, const Options& options) const {
-  return detail::ProjectionCall<Projection>("Projection::operator()", *this).result(x, options);
+  return detail::ProjectionCall<Scalar>("Projection::operator()", linear_view(*this), options)
+      .result(x);
 }
 
 template <class Scalar, int In, int Out>
 template <EigenInMemory Y, EigenDense X>
 void Projection<Scalar, In, Out>::apply_into(Y&& output, const X& x, const Options& options) const {
-  detail::ProjectionCall<Projection>("Projection::apply_into", *this)
-      .write(matrix_view(output), x, options);
+  detail::ProjectionCall<Scalar>("Projection::apply_into", linear_view(*this), options)
+      .write(matrix_view(output), x);
 }
 
 template <class Scalar, int In, int Out>
@@ -130,13 +152,15 @@ template <EigenDense G, EigenDense X>
 auto Projection<Scalar, In, Out>::apply_backward(Gradient& gradient, const G& grad_output,
                                                  const X& x, const Options& options) const
     -> Matrix<Acc> {
-  const detail::ProjectionGradientCall<Projection> call("Projection::apply_backward", *this);
-  const detail::ProjectionArgument<Projection, G> grad(grad_output);
-  const detail::ProjectionArgument<Projection, X> tokens(x);
+  const detail::ProjectionGradientCall<Scalar> call("Projection::apply_backward",
+                                                    linear_view(*this), options);
+  const detail::ProjectionArgument<Scalar, G> grad(grad_output);
+  const detail::ProjectionArgument<Scalar, X> tokens(x);
+  const auto sums = detail::parameters_view(gradient);
   const auto read = call.check_x(tokens.view());
-  call.check_gradient(gradient, call.check_grad_output(grad.view(), x.rows()), read);
+  call.check_gradient(sums, call.check_grad_output(grad.view(), x.rows()), read);
   Matrix<Acc> grad_x(x.rows(), inputs());
-  call.backward(detail::memory_of(grad_x), gradient, grad.view(), tokens.view(), options);
+  call.backward(detail::memory_of(grad_x), sums, grad.view(), tokens.view());
   return grad_x;
 }
 
@@ -147,28 +171,31 @@ void Projection<Scalar, In, Out>::apply_backward_into(D&& grad_x, Gradient& grad
                                                       const Options& options) const {
   static_assert(std::is_same_v<typename std::remove_cvref_t<D>::Scalar, Acc>,
                 "mha: the gradient of a Projection's x must have the accumulator of its Scalar");
-  const detail::ProjectionGradientCall<Projection> call("Projection::apply_backward_into", *this);
-  const detail::ProjectionArgument<Projection, G> grad(grad_output);
-  const detail::ProjectionArgument<Projection, X> tokens(x);
+  const detail::ProjectionGradientCall<Scalar> call("Projection::apply_backward_into",
+                                                    linear_view(*this), options);
+  const detail::ProjectionArgument<Scalar, G> grad(grad_output);
+  const detail::ProjectionArgument<Scalar, X> tokens(x);
   const auto result = matrix_view(grad_x);
+  const auto sums = detail::parameters_view(gradient);
   const auto read = call.check_x(tokens.view());
   const auto read_grad = call.check_grad_output(grad.view(), x.rows());
-  call.check_gradient(gradient, read_grad, read);
-  call.check_grad_x(result, gradient, read_grad, read);
-  call.backward(result, gradient, grad.view(), tokens.view(), options);
+  call.check_gradient(sums, read_grad, read);
+  call.check_grad_x(result, sums, read_grad, read);
+  call.backward(result, sums, grad.view(), tokens.view());
 }
 
 template <class Scalar, int In, int Out>
 std::size_t Projection<Scalar, In, Out>::workspace_bytes(Index rows, const Options& options) const {
-  return detail::ProjectionCall<Projection>("Projection::workspace_bytes", *this)
-      .bytes(rows, options);
+  return detail::ProjectionCall<Scalar>("Projection::workspace_bytes", linear_view(*this), options)
+      .bytes(rows);
 }
 
 template <class Scalar, int In, int Out>
 std::size_t Projection<Scalar, In, Out>::backward_workspace_bytes(Index rows,
                                                                   const Options& options) const {
-  return detail::ProjectionGradientCall<Projection>("Projection::backward_workspace_bytes", *this)
-      .backward_bytes(rows, options);
+  return detail::ProjectionGradientCall<Scalar>("Projection::backward_workspace_bytes",
+                                                linear_view(*this), options)
+      .backward_bytes(rows);
 }
 
 }  // namespace mha

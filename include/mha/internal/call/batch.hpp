@@ -7,6 +7,7 @@
 
 #include "mha/executor.hpp"
 #include "mha/index_list.hpp"
+#include "mha/internal/call/erased_rules.hpp"
 #include "mha/internal/kernels/attend.hpp"
 #include "mha/internal/support/checks.hpp"
 #include "mha/reference/forward.hpp"
@@ -144,7 +145,9 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules,
             [[maybe_unused]] const AttentionPlan<Acc>& plan, const Executor& executor,
             [[maybe_unused]] const kernels::MemoryBlock& memory) {
   if constexpr (has_kernels<Acc>) {
-    kernels::attend<In, Out, Acc>(call, rules, plan, executor, memory);
+    const kernels::Target which = kernels::target();
+    kernels::compute<In, Out, Acc>(call, kernels::rule_calls<Acc>(rules, call.query.size(3), which),
+                                   which, plan, executor, memory);
   } else {
     attend_plainly(call, rules, executor);
   }
@@ -155,9 +158,9 @@ template <class In, class Out, class Acc, class RuleSet>
 void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Executor& executor,
             [[maybe_unused]] Workspace* workspace) {
   if constexpr (has_kernels<Acc>) {
-    const kernels::Plan<Acc> plan = kernels::plan_of<In, Acc>(call, executor);
-    const CallMemory memory(workspace, plan.bytes());
-    attend(call, rules, plan, executor, {memory.data(), memory.size()});
+    const kernels::Target which = kernels::target();
+    kernels::compute<In, Out, Acc>(call, kernels::rule_calls<Acc>(rules, call.query.size(3), which),
+                                   which, executor, workspace);
   } else {
     attend_plainly(call, rules, executor);
   }
@@ -170,7 +173,9 @@ namespace mha::inline MHA_ABI::kernels {
 #define MHA_COMPILED_COMPUTE(T)                                                            \
   MHA_COMPILED_TEMPLATE void compute<T, T, T>(const mha::detail::BatchTask<T>&,            \
                                               const RuleCalls<T>&, Target, const Plan<T>&, \
-                                              const Executor&, const MemoryBlock&);
+                                              const Executor&, const MemoryBlock&);        \
+  MHA_COMPILED_TEMPLATE void compute<T, T, T>(                                             \
+      const mha::detail::BatchTask<T>&, const RuleCalls<T>&, Target, const Executor&, Workspace*);
 MHA_COMPILED_COMPUTE(float)
 MHA_COMPILED_COMPUTE(double)
 #undef MHA_COMPILED_COMPUTE
@@ -282,20 +287,21 @@ inline CallExtent whole_of(const CallExtent& part, const Box& box) {
 /// The checks of every entry over tensors. Nothing has been written when they throw.
 /// @param memory  unused: only sizes count, data may be null
 /// @return the sizes of the part at hand
-template <class Scalar, class RuleSet>
+template <class Scalar>
 std::pair<CallExtent, InputRanges> check_attention(
     const char* where, const TensorView<const Scalar>& query, const TensorView<const Scalar>& key,
-    const TensorView<const Scalar>& value, const RuleSet& rules, const IndexList& past_len,
-    const Box& box = {}, Memory memory = Memory::needed, bool aligned_queries = false) {
+    const TensorView<const Scalar>& value, const ErasedRules<accumulator_t<Scalar>>& rules,
+    const IndexList& past_len, const Box& box = {}, Memory memory = Memory::needed,
+    bool aligned_queries = false) {
   const auto checked = check_inputs(where, query, key, value, past_len, memory);
   const CallExtent& call = checked.first;
   const bool is_part = is_given(box);
   if (is_part) check_box(call, box, aligned_queries);
   const CallExtent whole = is_part ? whole_of(call, box) : call;
   for (Index b = 0; b < past_len.size(); ++b) check_past_len(where, past_len[b], whole.kv_len);
-  rules.template check<accumulator_t<Scalar>>(whole);
+  rules.check(whole);
   const bool has_said = !past_len.empty();
-  if (RuleSet::kPlaces + int{has_said} > 1) {
+  if (rules.places + int{has_said} > 1) {
     for (Index b = 0; b < call.batch; ++b) {
       rules.check_place(where,
                         extent_of(box, call.num_heads, call.query_len, call.kv_len, past_len[b]),
@@ -304,6 +310,17 @@ std::pair<CallExtent, InputRanges> check_attention(
   }
   return checked;
 }
+
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_CHECK(T)                                                                  \
+  MHA_COMPILED_TEMPLATE std::pair<CallExtent, InputRanges> check_attention(                    \
+      const char*, const TensorView<const T>&, const TensorView<const T>&,                     \
+      const TensorView<const T>&, const ErasedRules<T>&, const IndexList&, const Box&, Memory, \
+      bool);
+MHA_COMPILED_CHECK(float)
+MHA_COMPILED_CHECK(double)
+#undef MHA_COMPILED_CHECK
+#endif
 
 template <class T>
 using element_t =

@@ -313,26 +313,29 @@ class PlannedCall {
   const Index kv_heads_;
 };
 
-/// Computes a call whose rules are known by their functions alone: compiled once per scalar.
+/// Computes a call, whose rules are known by their functions alone, in `memory`, which has at least plan.bytes():
+/// compiled once per scalar.
 template <class In, class Out, class T, class Call>
 void compute(const Call& call, const RuleCalls<T>& calls, Target which, const Plan<T>& plan,
              const Executor& executor, const MemoryBlock& memory) {
-  PlannedCall<In, Out, T, Call>(call, calls, table<T>(which), plan, memory).run(executor);
+  if (plan.tasks == 0) return;
+  const auto run = [&](const RuleCalls<T>& all) {
+    PlannedCall<In, Out, T, Call>(call, all, table<T>(which), plan, memory).run(executor);
+  };
+  if (call.retention == nullptr) {
+    run(calls);
+  } else {
+    run(RetainedRules<T>(calls, call.retention, call.batch(), call.box.first_batch).calls());
+  }
 }
 
-/// Computes a call in `memory`, which has at least plan.bytes().
-template <class In, class Out, class T, class Call, class RuleSet>
-void attend(const Call& call, const RuleSet& rules, const Plan<T>& plan, const Executor& executor,
-            const MemoryBlock& memory) {
-  if (plan.tasks == 0) return;
-  const Target which = target();
-  const RuleCalls<T> calls = rule_calls<T>(rules, call.query.size(3), which);
-  if (call.retention == nullptr) {
-    compute<In, Out, T>(call, calls, which, plan, executor, memory);
-  } else {
-    const RetainedRules<T> retained(calls, call.retention, call.batch(), call.box.first_batch);
-    compute<In, Out, T>(call, retained.calls(), which, plan, executor, memory);
-  }
+/// The same for a call that is all there is.
+template <class In, class Out, class T, class Call>
+void compute(const Call& call, const RuleCalls<T>& calls, Target which, const Executor& executor,
+             Workspace* workspace) {
+  const Plan<T> plan = plan_of<In, T>(call, executor);
+  const mha::detail::CallMemory memory(workspace, plan.bytes());
+  compute<In, Out, T>(call, calls, which, plan, executor, {memory.data(), memory.size()});
 }
 
 }  // namespace mha::kernels

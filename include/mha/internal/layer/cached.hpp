@@ -38,15 +38,16 @@ class TakenRoom {
   Index taken_ = 0;
 };
 
-template <class Layer>
-class CachedPass : public LayerPass<Layer> {
+template <class Scalar>
+class CachedPass : public LayerPass<Scalar> {
  public:
-  using Pass = LayerPass<Layer>;
-  using Scalar = typename Layer::Scalar;
-  using Acc = typename Layer::Acc;
-  using Linear = typename Layer::Linear;
-  using Options = MultiHeadOptions;
-  using View = MatrixView<const Scalar>;
+  using Pass = LayerPass<Scalar>;
+  using typename Pass::Acc;
+  using typename Pass::AllInputs;
+  using typename Pass::AnyRules;
+  using typename Pass::Layer;
+  using typename Pass::Options;
+  using typename Pass::Outputs;
   static_assert(has_kernels<Acc>,
                 "mha: caches are for layers of float, double, Eigen::half and Eigen::bfloat16");
 
@@ -56,7 +57,7 @@ class CachedPass : public LayerPass<Layer> {
   /// x's rows as sequences, one for each cache.
   /// @param appends  x's rows become keys, too
   SequenceBatch check_sequences(Index rows, bool appends) const {
-    const MultiHeadConfig& c = layer_.config();
+    const MultiHeadConfig& c = layer_.config;
     check_rows(where_, "query", rows);
     check_caches(c);
     require(
@@ -96,20 +97,23 @@ class CachedPass : public LayerPass<Layer> {
       }
       batch.query_len = std::max(batch.query_len, count);
       batch.kv_len = std::max(batch.kv_len, kv_len);
-      check_guesses(b, sum - count, count);
     }
     batch.ragged = true;
     require(sum == rows, where_, ": sequences must add up to the rows, got ", sum, " and ", rows);
+    Index first_row = 0;
+    for (Index b = 0; b < batch.count; ++b) {
+      check_guesses(b, first_row, tokens_of(rows, b));
+      first_row += tokens_of(rows, b);
+    }
     check_total_size<Acc>(where_, c, rows, std::max(rows, batch.kv_len), batch,
                           options_.need_weights || options_.average_weights);
     return batch;
   }
 
-  template <class RuleSet>
-  void check_rule(const RuleSet& rules, const SequenceBatch& batch, Index rows,
+  void check_rule(const AnyRules& rules, const SequenceBatch& batch, Index rows,
                   bool appends) const {
-    const Index num_heads = layer_.config().num_heads;
-    rules.template check<Acc>(
+    const Index num_heads = layer_.config.num_heads;
+    rules.check(
         {where_, batch.count, num_heads, batch.query_len, batch.kv_len, batch.lengths_differ});
     for (Index b = 0; b < batch.count; ++b) {
       const Segment s = segment(rows, b, 0, appends);
@@ -126,46 +130,44 @@ class CachedPass : public LayerPass<Layer> {
     });
   }
 
-  /// Appends the rows of key and value, if there are any, and attends from those of query, if `output` is given.
-  template <class RuleSet>
-  void compute(const View& query, const View& key, const View& value, const SequenceBatch& batch,
-               const RuleSet& rules, const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
-               Tensor<Acc>& weights) const {
+  /// Appends the rows of key and value, if there are any, and attends from those of query, if an output is given.
+  void compute(const AllInputs& inputs, const SequenceBatch& batch, const AnyRules& rules,
+               const Outputs& outputs) const {
     if (batch.count == 0) return;
-    const bool appends = key.data != nullptr;
-    const bool attends = output.data != nullptr;
-    const Index rows = attends ? query.rows : key.rows;
+    const bool appends = inputs.key.data != nullptr;
+    const bool attends = outputs.output.data != nullptr;
+    const Index rows = attends ? inputs.query.rows : inputs.key.rows;
     TakenRoom room(caches_);
     for (Index b = 0; appends && b < batch.count; ++b) room.take(where_, b, tokens_of(rows, b));
 
-    const LayerPlan<Layer> plan = plan_of(
-        query.rows, key.rows, batch, Pass::inputs_of(query, key, value), output.col_stride == 1);
+    const LayerPlan<Scalar> plan = plan_of(inputs.query.rows, inputs.key.rows, batch,
+                                           Pass::inputs_of(inputs), outputs.output.col_stride == 1);
     const CallMemory block(options_.workspace, plan.bytes());
     BlockMatrices<Acc> source({block.data(), block.size()});
     const LayerMemory<Acc> memory(plan.sizes, source);
     place(memory, rows, appends);
     const ProjectionMemory<Acc> scratch{memory.wide_weight, memory.wide_bias, memory.scratch};
-    this->project_inputs(plan, memory, {query, key, value}, options_.executor, scratch);
-    if (layer_.config().rotary) rotate(memory, attends, appends);
+    this->project_inputs(plan, memory, inputs, options_.executor, scratch);
+    if (layer_.config.rotary) rotate(memory, attends, appends);
     if (appends) append(memory);
     if (attends) {
       this->fill_extra_key(memory);
-      BatchTask<Acc> call = this->heads_of(memory, lse, batch, options_);
+      BatchTask<Acc> call = this->heads_of(memory, outputs.lse, batch, options_);
       call.past_len = nullptr;  // the segments have their own
       call.paged = memory.paged;
       for (Index b = 0; b < batch.count; ++b) {
         if (memory.retention[b].window > 0) call.retention = memory.retention;
       }
-      if (!weights.empty()) call.weights = weights.view();
-      mha::detail::attend(call, rules, plan.attention, options_.executor, memory.scratch);
-      this->project_output(plan, memory, output, options_.executor, scratch);
+      call.weights = outputs.weights;
+      rules.attend(call, plan.attention, options_.executor, memory.scratch);
+      this->project_output(plan, memory, outputs.output, options_.executor, scratch);
     }
     room.commit([&](Index b) { return tokens_of(rows, b); });
   }
 
  private:
-  LayerPlan<Layer> plan_of(Index query_rows, Index key_rows, const SequenceBatch& batch,
-                           Inputs inputs, bool contiguous_output) const {
+  LayerPlan<Scalar> plan_of(Index query_rows, Index key_rows, const SequenceBatch& batch,
+                            Inputs inputs, bool contiguous_output) const {
     LayerCallKind kind{inputs, contiguous_output};
     kind.caches = caches_.size();
     for (Index b = 0; b < batch.count; ++b) {
@@ -180,7 +182,7 @@ class CachedPass : public LayerPass<Layer> {
     for (Index i = 1; i < count; ++i) {
       const Index before = options_.positions[first_row + i - 1];
       const Index now = options_.positions[first_row + i];
-      require(now == before + 1, where_,
+      require(before < now && now - 1 == before, where_,
               ": positions must rise by 1 in a sequence with window_keys, got ", before, " and ",
               now, " in rows ", i - 1, " and ", i, " of sequence ", b);
     }
@@ -225,7 +227,7 @@ class CachedPass : public LayerPass<Layer> {
   }
 
   void rotate(const LayerMemory<Acc>& memory, bool attends, bool appends) const {
-    const MultiHeadConfig& c = layer_.config();
+    const MultiHeadConfig& c = layer_.config;
     fill_frequencies(memory.rotary, c.rotary->dim, c.rotary->base);
     for (Index b = 0; b < caches_.size(); ++b) {
       const Segment& s = memory.segments[b];
@@ -239,7 +241,7 @@ class CachedPass : public LayerPass<Layer> {
   }
 
   void append(const LayerMemory<Acc>& memory) const {
-    const Index kv_heads = layer_.config().kv_heads;
+    const Index kv_heads = layer_.config.kv_heads;
     const TensorView<const Acc> keys = memory.k.heads(kv_heads, 1);
     const TensorView<const Acc> values = memory.v.heads(kv_heads, 1);
     const auto write = [&](Index n) {

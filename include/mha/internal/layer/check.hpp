@@ -10,11 +10,12 @@
 #include <string_view>
 #include <utility>
 
+#include "mha/internal/call/erased_rules.hpp"
+#include "mha/internal/layer/layer_view.hpp"
 #include "mha/internal/layer/sequences.hpp"
 #include "mha/internal/support/checks.hpp"
 #include "mha/internal/support/matrix_check.hpp"
 #include "mha/multi_head_config.hpp"
-#include "mha/projection.hpp"
 #include "mha/rules/identity.hpp"
 
 namespace mha::inline MHA_ABI::detail {
@@ -80,15 +81,16 @@ struct PassOrigin {
   }
   ~PassOrigin() = default;
 
-  template <class Layer>
-  static std::array<Index, 4> biases_of(const Layer& layer) {
-    return {layer.q_proj.bias.size(), layer.k_proj.bias.size(), layer.v_proj.bias.size(),
-            layer.out_proj.bias.size()};
+  template <class Scalar>
+  static std::array<Index, 4> biases_of(const LayerView<Scalar>& layer) {
+    return {layer.q_proj.bias.cols, layer.k_proj.bias.cols, layer.v_proj.bias.cols,
+            layer.out_proj.bias.cols};
   }
-  template <class Layer, class RuleSet>
-  void record(const Layer& of, const RuleSet& rules, const MultiHeadOptions& options) {
-    rule = rule_identity<RuleSet>();
-    digest = rules.digest();
+  template <class Scalar>
+  void record(const LayerView<Scalar>& of, const void* rule_type, std::uint64_t rule_digest,
+              const MultiHeadOptions& options) {
+    rule = rule_type;
+    digest = rule_digest;
     biases = biases_of(of);
     sequences = options.sequences;
     kv_sequences = options.kv_sequences;
@@ -98,37 +100,17 @@ struct PassOrigin {
   }
 };
 
-/// f(name, matrix or vector) for every parameter of a layer, or of its gradients, in one order; not for weights that
-/// are prepacked, whose memory nobody else knows.
-template <class Holder, class F>
-void for_each_parameter(Holder& holder, const F& f) {
-  if constexpr (!is_prepacked<std::remove_cvref_t<decltype(holder.q_proj)>>) {
-    f("q_proj.weight", holder.q_proj.weight);
-    f("q_proj.bias", holder.q_proj.bias);
-    f("k_proj.weight", holder.k_proj.weight);
-    f("k_proj.bias", holder.k_proj.bias);
-    f("v_proj.weight", holder.v_proj.weight);
-    f("v_proj.bias", holder.v_proj.bias);
-    f("out_proj.weight", holder.out_proj.weight);
-    f("out_proj.bias", holder.out_proj.bias);
-  }
-  f("bias_k", holder.bias_k);
-  f("bias_v", holder.bias_v);
-}
-
 /// The parameters are public: they may have been replaced by some of another shape.
-template <class Layer>
-void check_parameters(const char* where, const Layer& layer) {
-  const MultiHeadConfig& c = layer.config();
-  const auto check_one = [where](const char* name, const typename Layer::Linear& linear,
-                                 Index inputs, Index outputs) {
+template <class Scalar>
+void check_parameters(const char* where, const LayerView<Scalar>& layer) {
+  const MultiHeadConfig& c = layer.config;
+  const auto check_one = [where](const char* name, const LinearView<Scalar>& linear, Index inputs,
+                                 Index outputs) {
     require(linear.inputs() == inputs && linear.outputs() == outputs, where, ": ", name,
             ".weight must be ", inputs, " x ", outputs, ", got ", linear.inputs(), " x ",
             linear.outputs());
-    if constexpr (!is_prepacked<typename Layer::Linear>) {
-      require(linear.bias.size() == 0 || linear.bias.size() == outputs, where, ": ", name,
-              ".bias must have 0 or ", outputs, " entries, got ", linear.bias.size());
-    }
+    require(!linear.has_bias() || linear.bias.cols == outputs, where, ": ", name,
+            ".bias must have 0 or ", outputs, " entries, got ", linear.bias.cols);
   };
   check_one("q_proj", layer.q_proj, c.embed_dim, c.num_heads * c.head_dim);
   check_one("k_proj", layer.k_proj, c.kdim, c.kv_heads * c.head_dim);
@@ -136,9 +118,9 @@ void check_parameters(const char* where, const Layer& layer) {
   check_one("out_proj", layer.out_proj, c.num_heads * c.value_dim, c.out_dim);
   const Index k_size = c.add_bias_kv ? c.kv_heads * c.head_dim : 0;
   const Index v_size = c.add_bias_kv ? c.kv_heads * c.value_dim : 0;
-  require(layer.bias_k.size() == k_size && layer.bias_v.size() == v_size, where,
+  require(layer.bias_k.cols == k_size && layer.bias_v.cols == v_size, where,
           ": bias_k and bias_v must have ", k_size, " and ", v_size, " entries, got ",
-          layer.bias_k.size(), " and ", layer.bias_v.size());
+          layer.bias_k.cols, " and ", layer.bias_v.cols);
 }
 
 /// Everything of a call lies in memory whose bytes can be counted.
@@ -187,16 +169,16 @@ inline void check_call_positions(const char* where, const MultiHeadConfig& c, In
 }
 
 /// A rule and the options place the queries alike.
-template <class RuleSet>
-void check_places(const char* where, const MultiHeadConfig& c, const RuleSet& rules,
+template <class Acc>
+void check_places(const char* where, const MultiHeadConfig& c, const ErasedRules<Acc>& rules,
                   const SequenceBatch& batch, const MultiHeadOptions& options) {
   const bool keys_follow = c.rotary && !options.positions.empty() && options.kv_positions.empty();
   const bool said = !options.past_len.empty();
-  if (!keys_follow && RuleSet::kPlaces + int{said} < 2) return;
+  if (!keys_follow && rules.places + int{said} < 2) return;
   for (Index b = 0; b < batch.count; ++b) {
     const Extent extent{c.num_heads, batch.query_len_of(options, b), batch.kv_len_of(options, b),
                         options.past_len[b]};
-    if (RuleSet::kPlaces + int{said} > 1) rules.check_place(where, extent, b, said);
+    if (rules.places + int{said} > 1) rules.check_place(where, extent, b, said);
     if (!keys_follow) continue;
     const Index place = rules.placed(extent, b, 0).offset;
     require(place == 0, where,
@@ -214,12 +196,13 @@ struct CheckedCall {
 };
 
 /// The checks of a call's inputs, rule and options.
-template <class Layer, class RuleSet, class View>
-CheckedCall<typename Layer::Scalar> check_call(const char* where, const Layer& layer,
-                                               const View& query, const View& key,
-                                               const View& value, const RuleSet& rules,
-                                               const MultiHeadOptions& options) {
-  const MultiHeadConfig& c = layer.config();
+template <class Scalar>
+CheckedCall<Scalar> check_call(const char* where, const LayerView<Scalar>& layer,
+                               const LayerInputs<Scalar>& inputs,
+                               const ErasedRules<accumulator_t<Scalar>>& rules,
+                               const MultiHeadOptions& options) {
+  const MultiHeadConfig& c = layer.config;
+  const auto& [query, key, value] = inputs;
   require(query.cols == c.embed_dim, where, ": query.cols() must equal embed_dim, got ", query.cols,
           " and ", c.embed_dim);
   require(key.cols == c.kdim, where, ": key.cols() must equal kdim, got ", key.cols, " and ",
@@ -228,27 +211,26 @@ CheckedCall<typename Layer::Scalar> check_call(const char* where, const Layer& l
           c.vdim);
   require(value.rows == key.rows, where, ": value.rows() must equal key.rows() (kv_len), got ",
           value.rows, " and ", key.rows);
-  CheckedCall<typename Layer::Scalar> call{{},
-                                           checked(where, "query", query),
-                                           checked(where, "key", key),
-                                           checked(where, "value", value)};
+  CheckedCall<Scalar> call{{},
+                           checked(where, "query", query),
+                           checked(where, "key", key),
+                           checked(where, "value", value)};
   check_parameters(where, layer);
   const SequenceBatch batch = call.batch = cut_sequences(where, query.rows, key.rows, options);
-  check_total_size<typename Layer::Acc>(where, c, query.rows, key.rows, batch,
-                                        options.need_weights || options.average_weights);
+  check_total_size<accumulator_t<Scalar>>(where, c, query.rows, key.rows, batch,
+                                          options.need_weights || options.average_weights);
   check_call_positions(where, c, query.rows, key.rows, options);
-  rules.template check<typename Layer::Acc>(
+  rules.check(
       {where, batch.count, c.num_heads, batch.query_len, batch.kv_len, batch.lengths_differ});
   check_places(where, c, rules, batch, options);
   return call;
 }
 
 /// An output of yours: its shape, its memory, and that no input or parameter lies there.
-template <class Layer>
-void check_output(const char* where, const Layer& layer,
-                  const MatrixView<typename Layer::Scalar>& output,
-                  const CheckedCall<typename Layer::Scalar>& call) {
-  const Index out_dim = layer.config().out_dim;
+template <class Scalar>
+void check_output(const char* where, const LayerView<Scalar>& layer,
+                  const MatrixView<Scalar>& output, const CheckedCall<Scalar>& call) {
+  const Index out_dim = layer.config.out_dim;
   const Index rows = call.query.view.rows;
   require(output.rows == rows && output.cols == out_dim, where, ": output must be ", rows, " x ",
           out_dim, ", got ", output.rows, " x ", output.cols);
@@ -259,9 +241,8 @@ void check_output(const char* where, const Layer& layer,
   for (const auto* read : {&call.query, &call.key, &call.value}) {
     check_apart(where, written, *read);
   }
-  for_each_parameter(layer, [&](std::string_view name, const auto& parameter) {
-    if (are_apart(written.range, range_of_owner(parameter))) return;
-    check_apart(where, written, owned(name.data(), parameter));
+  for_each_parameter(layer, [&](const char* name, const MatrixView<const Scalar>& parameter) {
+    check_apart(where, written, owned(name, parameter));
   });
 }
 
@@ -301,25 +282,25 @@ inline void check_same_options(const char* where, const MultiHeadOptions& option
 }
 
 /// Gradients of the shapes of this layer's parameters.
-template <class Layer, class Gradients>
-void check_gradients(const char* where, const Layer& layer, const Gradients& gradients) {
-  const auto check_one = [where](const char* name, const auto& gradient, const auto& linear) {
-    require(gradient.weight.rows() == linear.weight.rows() &&
-                gradient.weight.cols() == linear.weight.cols(),
-            where, ": gradients.", name, ".weight must be ", linear.weight.rows(), " x ",
-            linear.weight.cols(), ", got ", gradient.weight.rows(), " x ", gradient.weight.cols());
-    require(gradient.bias.size() == linear.bias.size(), where, ": gradients.", name,
-            ".bias must have ", linear.bias.size(), " entries, got ", gradient.bias.size());
+template <class Scalar, class Acc>
+void check_gradients(const char* where, const LayerView<Scalar>& layer,
+                     const LayerGradientView<Acc>& gradients) {
+  const auto check_one = [where](const char* name, const LinearParameters<Acc>& gradient,
+                                 const LinearView<Scalar>& linear) {
+    require(gradient.inputs() == linear.inputs() && gradient.outputs() == linear.outputs(), where,
+            ": gradients.", name, ".weight must be ", linear.inputs(), " x ", linear.outputs(),
+            ", got ", gradient.inputs(), " x ", gradient.outputs());
+    require(gradient.bias.cols == linear.bias.cols, where, ": gradients.", name, ".bias must have ",
+            linear.bias.cols, " entries, got ", gradient.bias.cols);
   };
   check_one("q_proj", gradients.q_proj, layer.q_proj);
   check_one("k_proj", gradients.k_proj, layer.k_proj);
   check_one("v_proj", gradients.v_proj, layer.v_proj);
   check_one("out_proj", gradients.out_proj, layer.out_proj);
-  require(gradients.bias_k.size() == layer.bias_k.size() &&
-              gradients.bias_v.size() == layer.bias_v.size(),
-          where, ": gradients.bias_k and bias_v must have ", layer.bias_k.size(), " and ",
-          layer.bias_v.size(), " entries, got ", gradients.bias_k.size(), " and ",
-          gradients.bias_v.size());
+  require(gradients.bias_k.cols == layer.bias_k.cols && gradients.bias_v.cols == layer.bias_v.cols,
+          where, ": gradients.bias_k and bias_v must have ", layer.bias_k.cols, " and ",
+          layer.bias_v.cols, " entries, got ", gradients.bias_k.cols, " and ",
+          gradients.bias_v.cols);
 }
 
 }  // namespace mha::detail

@@ -11,33 +11,36 @@
 #include <algorithm>
 #include <utility>
 
+#include "mha/internal/layer/check.hpp"
+#include "mha/internal/layer/layer_rules.hpp"
 #include "mha/internal/layer/plan.hpp"
 #include "mha/multi_head_config.hpp"
-#include "mha/projection.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
-template <class Layer>
+template <class Scalar>
 class LayerPass {
  public:
-  using Scalar = typename Layer::Scalar;
-  using Acc = typename Layer::Acc;
-  using Linear = typename Layer::Linear;
+  using Acc = accumulator_t<Scalar>;
+  using Layer = LayerView<Scalar>;
   using Options = MultiHeadOptions;
   using View = MatrixView<const Scalar>;
   using Batch = SequenceBatch;
-  using Plan = LayerPlan<Layer>;
+  using Plan = LayerPlan<Scalar>;
+  using AllInputs = LayerInputs<Scalar>;
+  using Outputs = LayerOutputs<Scalar>;
+  using AnyRules = LayerRules<Acc>;
 
   explicit LayerPass(const Layer& layer) : layer_(layer) {}
 
-  static Inputs inputs_of(const View& query, const View& key, const View& value) {
+  static Inputs inputs_of(const AllInputs& x) {
     const auto same = [](const View& a, const View& b) {
       // Matrices without rows have no memory by which to tell them apart: each is its own.
       return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.rows > 0 &&
              a.row_stride == b.row_stride && a.col_stride == b.col_stride;
     };
-    if (!same(key, value)) return Inputs::all_apart;
-    return same(query, key) ? Inputs::one_matrix : Inputs::one_context;
+    if (!same(x.key, x.value)) return Inputs::all_apart;
+    return same(x.query, x.key) ? Inputs::one_matrix : Inputs::one_context;
   }
 
   /// Bytes of the block that a call works in, whichever of its inputs are one matrix.
@@ -48,22 +51,18 @@ class LayerPass {
     });
   }
 
-  template <class RuleSet>
-  void compute(const View& query, const View& key, const View& value, const RuleSet& rules,
-               const Options& options, const Batch& batch, const MatrixView<Scalar>& output,
-               const MatrixView<Acc>& lse, Tensor<Acc>& weights) const {
+  void compute(const AllInputs& inputs, const AnyRules& rules, const Options& options,
+               const Batch& batch, const Outputs& outputs) const {
     if (batch.count == 0) return;
-    const Plan plan(layer_, query.rows, key.rows, batch,
-                    {inputs_of(query, key, value), output.col_stride == 1}, options.executor);
+    const Plan plan(layer_, inputs.query.rows, inputs.key.rows, batch,
+                    {inputs_of(inputs), outputs.output.col_stride == 1}, options.executor);
     if constexpr (has_kernels<Acc>) {
       const CallMemory block(options.workspace, plan.bytes());
       BlockMatrices<Acc> source({block.data(), block.size()});
-      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), query, key, value, rules, options,
-                 output, lse, weights);
+      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), inputs, rules, options, outputs);
     } else {
       OwnedMatrices<Acc> source;
-      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), query, key, value, rules, options,
-                 output, lse, weights);
+      compute_in(plan, LayerMemory<Acc>(plan.sizes, source), inputs, rules, options, outputs);
     }
   }
 
@@ -80,37 +79,35 @@ class LayerPass {
     return most;
   }
 
-  template <class RuleSet>
-  void compute_in(const Plan& plan, const LayerMemory<Acc>& memory, const View& query,
-                  const View& key, const View& value, const RuleSet& rules, const Options& options,
-                  const MatrixView<Scalar>& output, const MatrixView<Acc>& lse,
-                  Tensor<Acc>& weights) const {
+  void compute_in(const Plan& plan, const LayerMemory<Acc>& memory, const AllInputs& inputs,
+                  const AnyRules& rules, const Options& options, const Outputs& outputs) const {
     const Batch& batch = plan.batch;
     const ProjectionMemory<Acc> scratch{memory.wide_weight, memory.wide_bias, memory.scratch};
     if (memory.segments != nullptr && batch.ragged) batch.place(options, memory.segments);
-    project_inputs(plan, memory, {query, key, value}, options.executor, scratch);
-    if (layer_.config().rotary) rotate(memory, rules, batch, options);
+    project_inputs(plan, memory, inputs, options.executor, scratch);
+    if (layer_.config.rotary) rotate(memory, rules, batch, options);
     fill_extra_key(memory);
-    BatchTask<Acc> call = heads_of(memory, lse.data != nullptr ? lse : memory.lse, batch, options);
-    if (!weights.empty()) call.weights = weights.view();
-    mha::detail::attend(call, rules, plan.attention, options.executor, memory.scratch);
-    project_output(plan, memory, output, options.executor, scratch);
+    BatchTask<Acc> call =
+        heads_of(memory, outputs.lse.data != nullptr ? outputs.lse : memory.lse, batch, options);
+    call.weights = outputs.weights;
+    rules.attend(call, plan.attention, options.executor, memory.scratch);
+    project_output(plan, memory, outputs.output, options.executor, scratch);
   }
 
   /// The layer's own key and value in the type of the sums.
   void fill_extra_key(const LayerMemory<Acc>& memory) const {
-    for (Index d = 0; d < layer_.bias_k.size(); ++d) {
-      memory.bias_k[d] = convert<Acc>(layer_.bias_k(d));
+    for (Index d = 0; d < layer_.bias_k.cols; ++d) {
+      memory.bias_k[d] = convert<Acc>(layer_.bias_k(0, d));
     }
-    for (Index d = 0; d < layer_.bias_v.size(); ++d) {
-      memory.bias_v[d] = convert<Acc>(layer_.bias_v(d));
+    for (Index d = 0; d < layer_.bias_v.cols; ++d) {
+      memory.bias_v[d] = convert<Acc>(layer_.bias_v(0, d));
     }
   }
 
   void project_output(const Plan& plan, const LayerMemory<Acc>& memory,
                       const MatrixView<Scalar>& output, const Executor& executor,
                       const ProjectionMemory<Acc>& scratch) const {
-    const ProjectionTask<Linear, Scalar> last{&layer_.out_proj, output};
+    const ProjectionTask<Scalar, Scalar> last{&layer_.out_proj, output};
     const MatrixView<const Acc> concat = memory.concat;
     project<Acc>(concat, &last, 1, plan.out, executor, scratch);
   }
@@ -118,7 +115,7 @@ class LayerPass {
   /// Attention's call: the heads of q, k, v and of the concatenation are views of their columns.
   BatchTask<Acc> heads_of(const LayerMemory<Acc>& memory, const MatrixView<Acc>& lse,
                           const Batch& batch, const Options& options) const {
-    const MultiHeadConfig& c = layer_.config();
+    const MultiHeadConfig& c = layer_.config;
     const bool in_segments = memory.segments != nullptr && batch.ragged;
     const Index entries = in_segments ? 1 : batch.count;
     BatchTask<Acc> call{memory.q.heads(c.num_heads, entries),
@@ -138,16 +135,16 @@ class LayerPass {
   }
 
   /// q, k and v. What is projected from one matrix is projected together.
-  void project_inputs(const Plan& plan, const LayerMemory<Acc>& memory,
-                      const std::array<View, 3>& inputs, const Executor& executor,
-                      const ProjectionMemory<Acc>& scratch) const {
-    const ProjectionTask<Linear, Acc> tasks[3] = {
+  void project_inputs(const Plan& plan, const LayerMemory<Acc>& memory, const AllInputs& given,
+                      const Executor& executor, const ProjectionMemory<Acc>& scratch) const {
+    const View* const inputs[3] = {&given.query, &given.key, &given.value};
+    const ProjectionTask<Scalar, Acc> tasks[3] = {
         {&layer_.q_proj, memory.q}, {&layer_.k_proj, memory.k}, {&layer_.v_proj, memory.v}};
     for (int g = 0; g < plan.num_groups; ++g) {
       const auto& group = plan.groups[static_cast<std::size_t>(g)];
-      if (inputs[static_cast<std::size_t>(group.first)].data == nullptr) continue;
-      project<Acc>(inputs[static_cast<std::size_t>(group.first)], tasks + group.first, group.count,
-                   group.plan, executor, scratch);
+      if (inputs[group.first]->data == nullptr) continue;
+      project<Acc>(*inputs[group.first], tasks + group.first, group.count, group.plan, executor,
+                   scratch);
     }
   }
 
@@ -160,10 +157,9 @@ class LayerPass {
 
   /// Rotary on the projected queries and keys, sequence by sequence; never on bias_k. Queries stand
   /// where the options or a rule place them among the keys, unless positions are given.
-  template <class RuleSet>
-  void rotate(const LayerMemory<Acc>& memory, const RuleSet& rules, const Batch& batch,
+  void rotate(const LayerMemory<Acc>& memory, const AnyRules& rules, const Batch& batch,
               const Options& options) const {
-    const MultiHeadConfig& c = layer_.config();
+    const MultiHeadConfig& c = layer_.config;
     const IndexList& kv_positions =
         options.kv_positions.empty() ? options.positions : options.kv_positions;
     fill_frequencies(memory.rotary, c.rotary->dim, c.rotary->base);
@@ -182,7 +178,7 @@ class LayerPass {
   /// @param first      where its tokens begin unless positions say otherwise
   void turn_rows(const LayerMemory<Acc>& memory, const HeadColumns<Acc>& rows, Index heads,
                  const IndexList& positions, Index first_row, Index first) const {
-    const Rotary& rotary = *layer_.config().rotary;
+    const Rotary& rotary = *layer_.config.rotary;
     const auto position_of = [&](Index, Index i) {
       if (positions.size() > 1) return positions[first_row + i];
       return clamp_far(positions.empty() ? first : positions[0]) + i;
@@ -193,5 +189,44 @@ class LayerPass {
 
   const Layer& layer_;
 };
+
+/// LayerPass::compute(), and the memory that it takes.
+template <class Scalar>
+void compute_layer(const LayerView<Scalar>& layer, const LayerInputs<Scalar>& inputs,
+                   const LayerRules<accumulator_t<Scalar>>& rules, const MultiHeadOptions& options,
+                   const SequenceBatch& batch, const LayerOutputs<Scalar>& outputs) {
+  LayerPass<Scalar>(layer).compute(inputs, rules, options, batch, outputs);
+}
+template <class Scalar>
+std::size_t layer_bytes(const char* where, const LayerView<Scalar>& layer, Index query_rows,
+                        Index key_rows, const MultiHeadOptions& options) {
+  using Acc = accumulator_t<Scalar>;
+  check_parameters(where, layer);
+  const SequenceBatch batch = cut_sequences(where, query_rows, key_rows, options);
+  check_total_size<Acc>(where, layer.config, query_rows, key_rows, batch, false);
+  if constexpr (!has_kernels<Acc>) {
+    return 0;
+  } else {
+    if (batch.count == 0) return 0;
+    return LayerPass<Scalar>(layer).bytes(query_rows, key_rows, batch, options);
+  }
+}
+
+#if defined(MHA_COMPILED_TEMPLATE)
+#define MHA_COMPILED_LAYER(T)                                                                     \
+  MHA_COMPILED_TEMPLATE CheckedCall<T> check_call(const char*, const LayerView<T>&,               \
+                                                  const LayerInputs<T>&, const ErasedRules<T>&,   \
+                                                  const MultiHeadOptions&);                       \
+  MHA_COMPILED_TEMPLATE void check_output(const char*, const LayerView<T>&, const MatrixView<T>&, \
+                                          const CheckedCall<T>&);                                 \
+  MHA_COMPILED_TEMPLATE void compute_layer(const LayerView<T>&, const LayerInputs<T>&,            \
+                                           const LayerRules<T>&, const MultiHeadOptions&,         \
+                                           const SequenceBatch&, const LayerOutputs<T>&);         \
+  MHA_COMPILED_TEMPLATE std::size_t layer_bytes(const char*, const LayerView<T>&, Index, Index,   \
+                                                const MultiHeadOptions&);
+MHA_COMPILED_LAYER(float)
+MHA_COMPILED_LAYER(double)
+#undef MHA_COMPILED_LAYER
+#endif
 
 }  // namespace mha::detail

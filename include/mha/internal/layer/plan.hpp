@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "mha/internal/layer/layer_view.hpp"
 #include "mha/internal/layer/memory.hpp"
 #include "mha/internal/layer/sequences.hpp"
 #include "mha/internal/projection/forward.hpp"
@@ -26,13 +27,12 @@ struct LayerCallKind {
   bool converts_pages = false;  ///< some of them in another type than that of the sums
 };
 
-/// @tparam Layer  MultiHead; its parameters' sizes count, not their numbers
-template <class Layer>
+/// Of a layer the sizes count, and whether its weights are prepacked, not its numbers.
+template <class Scalar>
 class LayerPlan {
  public:
-  using Scalar = typename Layer::Scalar;
-  using Acc = typename Layer::Acc;
-  using Linear = typename Layer::Linear;
+  using Acc = accumulator_t<Scalar>;
+  using Layer = LayerView<Scalar>;
 
   SequenceBatch batch;
   LayerSizes sizes;
@@ -50,16 +50,17 @@ class LayerPlan {
   LayerPlan(const Layer& layer, Index query_rows, Index key_rows, const SequenceBatch& sequences,
             const LayerCallKind& kind, const Executor& executor)
       : batch(sequences) {
-    const MultiHeadConfig& c = layer.config();
+    const MultiHeadConfig& c = layer.config;
     sizes.query_rows = query_rows;
     sizes.key_rows = key_rows;
     sizes.num_caches = kind.caches;
     measure(layer, kind.keeps_lse);
-    group_inputs(reads_weight_in_place<Acc, Linear> ? kind.inputs : Inputs::all_apart);
+    group_inputs(layer.q_proj.is_read_in_place() ? kind.inputs : Inputs::all_apart);
     if constexpr (has_kernels<Acc>) {
-      plan_inputs(c, executor);
-      out = projection_plan<Acc, Acc, Scalar, Linear>(query_rows, sizes.concat_width, c.out_dim, 1,
-                                                      kind.contiguous_output, executor);
+      plan_inputs(layer, executor);
+      out = projection_plan<Acc, Acc, Scalar>(query_rows, sizes.concat_width, c.out_dim, 1,
+                                              kind.contiguous_output, layer.out_proj.prepacked,
+                                              executor);
       attention = {batch.count,         c.num_heads, c.kv_heads,  batch.query_len,
                    batch.kv_len,        c.head_dim,  c.value_dim, c.add_bias_kv,
                    kind.converts_pages, 0,           executor};
@@ -74,7 +75,7 @@ class LayerPlan {
  private:
   /// Which widths its matrices have.
   void measure(const Layer& layer, bool keeps_lse) {
-    const MultiHeadConfig& c = layer.config();
+    const MultiHeadConfig& c = layer.config;
     sizes.extra_key = c.add_bias_kv;
     sizes.query_width = c.num_heads * c.head_dim;
     sizes.key_width = c.kv_heads * c.head_dim;
@@ -83,11 +84,10 @@ class LayerPlan {
     sizes.lse_width = keeps_lse ? c.num_heads : 0;
     sizes.num_segments = batch.ragged ? batch.count : 0;
     sizes.rotary_pairs = c.rotary ? c.rotary->dim / 2 : 0;
-    if constexpr (!reads_weight_in_place<Acc, Linear>) {
-      for (const auto* linear : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.out_proj}) {
-        sizes.wide_weight = std::max(sizes.wide_weight, linear->weight.size());
-        sizes.wide_bias = std::max(sizes.wide_bias, linear->bias.size());
-      }
+    for (const auto* linear : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.out_proj}) {
+      if (linear->is_read_in_place()) continue;
+      sizes.wide_weight = std::max(sizes.wide_weight, linear->inputs() * linear->outputs());
+      sizes.wide_bias = std::max(sizes.wide_bias, linear->bias.cols);
     }
   }
 
@@ -100,16 +100,17 @@ class LayerPlan {
   }
 
   /// How the inputs are projected, and where the heads of q, k and v lie.
-  void plan_inputs(const MultiHeadConfig& c, const Executor& executor) {
+  void plan_inputs(const Layer& layer, const Executor& executor) {
+    const MultiHeadConfig& c = layer.config;
     const Index inputs[3] = {c.embed_dim, c.kdim, c.vdim};
     const Index widths[3] = {sizes.query_width, sizes.key_width, sizes.value_width};
     const Index rows[3] = {sizes.query_rows, sizes.key_rows, sizes.key_rows};
     for (int g = 0; g < num_groups; ++g) {
       Group& group = groups[static_cast<std::size_t>(g)];
       const Index* const width = widths + group.first;
-      group.plan = projection_plan<Acc, Scalar, Acc, Linear>(
+      group.plan = projection_plan<Acc, Scalar, Acc>(
           rows[group.first], inputs[group.first], *std::max_element(width, width + group.count),
-          group.count, true, executor);
+          group.count, true, layer.q_proj.prepacked, executor);
       sizes.scratch = std::max(sizes.scratch, group.plan.bytes());
     }
     // Prepacked weights or not: heads of many rows each lie by themselves, as attention reads them.

@@ -6,20 +6,20 @@
 
 #include <utility>
 
+#include "mha/internal/layer/layer_view.hpp"
 #include "mha/internal/layer/sequences.hpp"
 #include "mha/multi_head_config.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
-template <class Layer>
+/// @tparam Result  MultiHeadResult
+template <class Result>
 class LayerResult {
  public:
-  using Scalar = typename Layer::Scalar;
-  using Acc = typename Layer::Acc;
+  using Acc = typename Result::Acc;
 
-  LayerResult(const Layer& layer, Index rows, const SequenceBatch& batch,
+  LayerResult(const MultiHeadConfig& c, Index rows, const SequenceBatch& batch,
               const MultiHeadOptions& options) {
-    const MultiHeadConfig& c = layer.config();
     result_.output.resize(rows, c.out_dim);
     if (options.need_lse) result_.lse.resize(rows, c.num_heads);
     if (!options.need_weights && !options.average_weights) return;
@@ -29,12 +29,12 @@ class LayerResult {
     if (averages_) mean_ = Tensor<Acc>({batch.count, 1, batch.query_len, columns});
   }
 
-  MatrixView<Scalar> output() { return rows_of(result_.output); }
-  MatrixView<Acc> lse() { return rows_of(result_.lse); }
-  Tensor<Acc>& weights() { return result_.weights; }
+  LayerOutputs<typename Result::Scalar> outputs() {
+    return {rows_of(result_.output), rows_of(result_.lse), result_.weights.view()};
+  }
 
   /// To be called once, when all has been written.
-  typename Layer::Result finish() {
+  Result finish() {
     if (averages_) {
       const Tensor<Acc>& weights = result_.weights;
       for (Index b = 0; b < weights.size(0); ++b) {
@@ -52,7 +52,7 @@ class LayerResult {
     return {m.data(), m.rows(), m.cols(), m.cols(), 1};
   }
 
-  typename Layer::Result result_;
+  Result result_;
   Tensor<Acc> mean_;
   bool averages_ = false;
 };

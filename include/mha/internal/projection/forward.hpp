@@ -6,14 +6,15 @@
 
 #include "mha/internal/call/batch.hpp"
 #include "mha/internal/kernels/project.hpp"
+#include "mha/internal/projection/linear_view.hpp"
 #include "mha/internal/support/head_columns.hpp"
 
 namespace mha::inline MHA_ABI::detail {
 
 /// One of several maps of the same x.
-template <class Linear, class Out>
+template <class Scalar, class Out>
 struct ProjectionTask {
-  const Linear* linear;
+  const LinearView<Scalar>* linear;
   HeadColumns<Out> y;
 };
 
@@ -42,56 +43,46 @@ void project_plain(const MatrixView<const In>& x, const MatrixView<const Acc>& w
 template <class Acc>
 using ProjectionPlan = std::conditional_t<has_kernels<Acc>, kernels::ProjectPlan<Acc>, NoPlan>;
 
-/// A map whose weight the kernels read as it lies, in panels: PackedProjection.
-template <class Linear>
-inline constexpr bool is_prepacked = false;
-
-/// Several maps of one x may be computed together: there is one place to widen a weight in.
-template <class Acc, class Linear>
-inline constexpr bool reads_weight_in_place =
-    is_prepacked<Linear> || std::is_same_v<typename Linear::Scalar, Acc>;
-
 /// How they map rows by `maps` weights, the widest of which has so many outputs.
-template <class Acc, class In, class Out, class Linear>
+template <class Acc, class In, class Out>
 kernels::ProjectPlan<Acc> projection_plan(Index rows, Index inputs, Index outputs, Index maps,
-                                          bool contiguous, const Executor& executor) {
+                                          bool contiguous, bool prepacked,
+                                          const Executor& executor) {
   const bool converts = !std::is_same_v<In, Acc> || !std::is_same_v<Out, Acc> || !contiguous;
-  return {rows, inputs, outputs, maps, converts, is_prepacked<Linear>, executor};
+  return {rows, inputs, outputs, maps, converts, prepacked, executor};
 }
 
 /// W and b as the kernels read them: where they lie, or widened into memory.
-template <class Acc, class Linear>
-kernels::Weight<Acc> widened_weight(const Linear& linear,
+template <class Acc, class Scalar>
+kernels::Weight<Acc> widened_weight(const LinearView<Scalar>& linear,
                                     [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
-  using Scalar = typename Linear::Scalar;
-  if constexpr (is_prepacked<Linear>) {
-    return linear.panels();
+  if (linear.prepacked) return linear.packed;
+  kernels::Weight<Acc> weight;
+  weight.row_stride = linear.outputs();
+  if constexpr (std::is_same_v<Scalar, Acc>) {
+    weight.weight = linear.weight.data;
+    weight.bias = linear.has_bias() ? linear.bias.data : nullptr;
   } else {
-    kernels::Weight<Acc> weight;
-    weight.row_stride = linear.weight.cols();
-    if constexpr (std::is_same_v<Scalar, Acc>) {
-      weight.weight = linear.weight.data();
-      weight.bias = linear.has_bias() ? linear.bias.data() : nullptr;
-    } else {
-      using Wide = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
-      using Own = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
-      Wide(memory.wide_weight, linear.weight.size()) =
-          Own(linear.weight.data(), linear.weight.size()).template cast<Acc>();
-      Wide(memory.wide_bias, linear.bias.size()) =
-          Own(linear.bias.data(), linear.bias.size()).template cast<Acc>();
-      weight.weight = memory.wide_weight;
-      weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
-    }
-    return weight;
+    const auto widen = [](Acc* to, const MatrixView<const Scalar>& m) {
+      const Index size = m.rows * m.cols;
+      Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>(to, size) =
+          Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>(m.data, size)
+              .template cast<Acc>();
+    };
+    widen(memory.wide_weight, linear.weight);
+    widen(memory.wide_bias, linear.bias);
+    weight.weight = memory.wide_weight;
+    weight.bias = linear.has_bias() ? memory.wide_bias : nullptr;
   }
+  return weight;
 }
 
-template <class Acc, class In, class Linear, class Out>
-void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
+template <class Acc, class In, class Scalar, class Out>
+void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Scalar, Out>* tasks,
                         int num_tasks, const kernels::ProjectPlan<Acc>& plan,
                         const Executor& executor, const ProjectionMemory<Acc>& memory) {
-  eigen_assert(
-      (num_tasks == 1 || reads_weight_in_place<Acc, Linear>)&&"one weight is widened at a time");
+  eigen_assert((num_tasks == 1 || tasks->linear->is_read_in_place()) &&
+               "one weight is widened at a time");
   kernels::ProjectJob<In, Out, Acc> jobs[3];
   for (int n = 0; n < num_tasks; ++n) {
     jobs[n] = {widened_weight<Acc>(*tasks[n].linear, memory), tasks[n].y};
@@ -100,25 +91,21 @@ void project_by_kernels(const MatrixView<const In>& x, const ProjectionTask<Line
 }
 
 /// The same for scalars that the kernels do not take, each number by itself.
-template <class Acc, class In, class Linear, class Out>
-void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks,
+template <class Acc, class In, class Scalar, class Out>
+void project_plainly(const MatrixView<const In>& x, const ProjectionTask<Scalar, Out>* tasks,
                      int num_tasks, const Executor& executor) {
   for (int n = 0; n < num_tasks; ++n) {
-    const Linear& linear = *tasks[n].linear;
+    const LinearView<Scalar>& linear = *tasks[n].linear;
     const MatrixView<Out> y = tasks[n].y.run_of_columns(0, tasks[n].y.cols);  // one group
-    // One column: Eigen's strides are a column's.
-    const MatrixView<const Acc> weight{linear.weight.data(), linear.weight.rows(),
-                                       linear.weight.cols(), linear.weight.cols(), 1};
-    const MatrixView<const Acc> bias = matrix_view(linear.bias);
     executor.parallel_for(x.rows, [&](Index i) {
-      project_plain<Acc>(x.middle_rows(i, 1), weight, bias, y.middle_rows(i, 1));
+      project_plain<Acc>(x.middle_rows(i, 1), linear.weight, linear.bias, y.middle_rows(i, 1));
     });
   }
 }
 
 /// y = x W + b for up to three weights of one x, as planned. Sums are kept in Acc.
-template <class Acc, class In, class Linear, class Out>
-void project(const MatrixView<const In>& x, const ProjectionTask<Linear, Out>* tasks, int num_tasks,
+template <class Acc, class In, class Scalar, class Out>
+void project(const MatrixView<const In>& x, const ProjectionTask<Scalar, Out>* tasks, int num_tasks,
              [[maybe_unused]] const ProjectionPlan<Acc>& plan, const Executor& executor,
              [[maybe_unused]] const ProjectionMemory<Acc>& memory) {
   if constexpr (has_kernels<Acc>) {

@@ -8,6 +8,7 @@
 #include "mha/internal/call/batch.hpp"
 #include "mha/internal/kernels/project_gradient.hpp"
 #include "mha/internal/kernels/tile_memory.hpp"
+#include "mha/internal/projection/linear_view.hpp"
 #include "mha/internal/support/matrix_check.hpp"
 
 namespace mha::inline MHA_ABI::detail {
@@ -41,17 +42,15 @@ class ProjectionGradients {
   }
 
   /// weight += x^T y, bias += the sum of y's rows if there is a bias.
-  template <class Linear>
-  void add_parameters(Linear& gradient, const View& x, const View& y) const {
-    const MatrixView<Acc> weight{gradient.weight.data(), gradient.weight.rows(),
-                                 gradient.weight.cols(), gradient.weight.cols(), 1};
+  void add_parameters(const LinearParameters<Acc>& gradient, const View& x, const View& y) const {
+    const MatrixView<Acc>& weight = gradient.weight;
     if constexpr (has_kernels<Acc>) {
-      kernels::add_outer(products(), weight, gradient.has_bias() ? gradient.bias.data() : nullptr,
-                         x, y);
+      kernels::add_outer(products(), weight, gradient.has_bias() ? gradient.bias.data : nullptr, x,
+                         y);
     } else {
       if (gradient.has_bias()) {
         for (Index i = 0; i < y.rows; ++i) {
-          for (Index c = 0; c < y.cols; ++c) gradient.bias(c) += y(i, c);
+          for (Index c = 0; c < y.cols; ++c) gradient.bias(0, c) += y(i, c);
         }
       }
       for (Index i = 0; i < x.rows; ++i) {
@@ -108,16 +107,14 @@ MatrixView<const Acc> widened(const MatrixView<const In>& m, [[maybe_unused]] Ma
 
 /// The step back through y = x W + b: adds to the gradients of W and b, and writes that of x, or adds
 /// to it.
-template <class Acc, class GradLinear, class Linear, class In>
-void backward_projection(const ProjectionGradients<Acc>& products, GradLinear& gradient,
-                         const Linear& linear, const MatrixView<const In>& x,
-                         const MatrixView<const Acc>& grad_y, const MatrixView<Acc>& grad_x,
-                         bool add) {
-  using Scalar = typename Linear::Scalar;
+template <class Acc, class Scalar, class In>
+void backward_projection(const ProjectionGradients<Acc>& products,
+                         const LinearParameters<Acc>& gradient, const LinearView<Scalar>& linear,
+                         const MatrixView<const In>& x, const MatrixView<const Acc>& grad_y,
+                         const MatrixView<Acc>& grad_x, bool add) {
   Matrix<Acc> copy;
   products.add_parameters(gradient, widened<Acc>(x, copy), grad_y);
-  const MatrixView<const Scalar> weight = memory_of(linear.weight);
-  products.to_input(grad_x, grad_y, widened<Acc>(weight, copy), add);
+  products.to_input(grad_x, grad_y, widened<Acc>(linear.weight, copy), add);
 }
 
 }  // namespace mha::detail

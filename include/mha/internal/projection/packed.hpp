@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "mha/internal/kernels/project_plan.hpp"
+#include "mha/internal/projection/linear_view.hpp"
 #include "mha/internal/support/large_memory.hpp"
 #include "mha/internal/support/matrix_check.hpp"
 
@@ -45,7 +45,16 @@ class PackedWeight {
   Index outputs() const { return outputs_; }
   bool has_bias() const { return weight_.bias != nullptr; }
   std::size_t bytes() const { return static_cast<std::size_t>(numbers_of(*this)) * sizeof(Acc); }
-  const kernels::Weight<Acc>& panels() const { return weight_; }
+  /// @tparam Scalar  of the map that it is of
+  template <class Scalar>
+  LinearView<Scalar> view() const {
+    LinearView<Scalar> view;
+    view.weight = {nullptr, inputs_, outputs_, outputs_, 1};
+    view.bias = {nullptr, 1, has_bias() ? outputs_ : 0, outputs_, 1};
+    view.prepacked = true;
+    view.packed = weight_;
+    return view;
+  }
 
  private:
   /// Panel after panel; returns what lies behind them.

@@ -211,12 +211,4 @@ void check_matrix_result(const char* where, const char* name, const MatrixView<S
   check_own_places(where, Placed<Scalar>{what, view, check_view(where, what, view)});
 }
 
-/// A function that may be empty: a pointer, a std::function.
-template <class F>
-void require_function(const char* what, const F& f) {
-  if constexpr (requires { f == nullptr, static_cast<bool>(f); }) {
-    require(static_cast<bool>(f), what, " must not be empty, got none");
-  }
-}
-
 }  // namespace mha::detail

@@ -7,6 +7,7 @@
 // -fno-exceptions the same sentence goes to stderr and the program aborts.
 #pragma once
 
+#include "mha/compiled.hpp"
 #include "mha/internal/support/language.hpp"
 
 #include <array>
@@ -114,6 +115,11 @@ template <class Error>
   fail<Error>(message);
 }
 
+#if defined(MHA_COMPILED_TEMPLATE)
+MHA_COMPILED_TEMPLATE void fail_with<std::invalid_argument>(const MessagePart*, std::size_t);
+MHA_COMPILED_TEMPLATE void fail_with<std::length_error>(const MessagePart*, std::size_t);
+#endif
+
 /// Fails with std::invalid_argument if `ok` is false. The message parts are joined only then.
 template <class... Parts>
 inline void require(bool ok, const Parts&... parts) {
@@ -127,6 +133,14 @@ inline void require_room(bool ok, const Parts&... parts) {
   if (ok) return;
   const MessagePart all[] = {MessagePart(parts)...};
   fail_with<std::length_error>(all, sizeof...(Parts));
+}
+
+/// A function that may be empty: a pointer, a std::function.
+template <class F>
+void require_function(const char* what, const F& f) {
+  if constexpr (requires { f == nullptr, static_cast<bool>(f); }) {
+    require(static_cast<bool>(f), what, " must not be empty, got none");
+  }
 }
 
 }  // namespace mha::detail

@@ -71,15 +71,12 @@ auto memory_of(M& m) {
                                                                m.cols(), 1};
 }
 
-/// Where a matrix that owns its memory lies: nothing about it can be wrong.
-template <class M>
-AddressRange range_of_owner(const M& m) {
-  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(m.data()));
-  return {address, address + m.size() * static_cast<std::int64_t>(sizeof(*m.data()))};
-}
-template <class M>
-CheckedMatrix<const typename M::Scalar> owned(const char* name, const M& m) {
-  return {name, memory_of(m), range_of_owner(m)};
+/// A matrix whose memory, row by row, cannot be wrong; it may have none.
+template <class T>
+CheckedMatrix<T> owned(const char* name, const MatrixView<T>& m) {
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(m.data));
+  const Index size = m.data == nullptr ? 0 : m.rows * m.cols;
+  return {name, m, {address, address + size * static_cast<std::int64_t>(sizeof(T))}};
 }
 
 }  // namespace mha::detail

@@ -68,11 +68,16 @@ inline bool are_equal(const std::array<Index, 4>& a, const std::array<Index, 4>&
   return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3])) == 0;
 }
 
-inline std::string list_text(const std::array<Index, 4>& numbers) {
+/// Sizes or strides as they are shown in messages.
+template <class Number>
+MHA_COLD std::string list_text(const std::array<Number, 4>& numbers) {
   std::string list = "[";
-  for (const Index n : numbers) list += (list.size() == 1 ? "" : ", ") + text(n);
+  for (const Number n : numbers) list += (list.size() == 1 ? "" : ", ") + text(n);
   return list + "]";
 }
+#if defined(MHA_COMPILED_TEMPLATE)
+MHA_COMPILED_TEMPLATE std::string list_text(const std::array<Index, 4>&);
+#endif
 
 /// The strides of contiguous memory, the last axis running fastest, and the number of elements. False
 /// if a size is negative, or the elements are more than fit in memory.
