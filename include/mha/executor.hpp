@@ -70,10 +70,11 @@ class Executor {
   bool concurrency_is_known() const noexcept { return is_known_; }
 
   /// f(0), ..., f(count - 1), all done on return.
-  /// @throws std::invalid_argument if count is negative
+  /// @throws std::invalid_argument if count is negative or f is empty
   template <class F>
   void parallel_for(Index count, const F& f) const {
     detail::require(count >= 0, "Executor::parallel_for: count must not be negative, got ", count);
+    detail::require_function("Executor::parallel_for: f", f);
     if (run_ == nullptr || count <= 1) {
       for (Index k = 0; k < count; ++k) f(k);
     } else {
@@ -103,11 +104,12 @@ class ThreadPool {
 
   /// f(0), ..., f(count - 1), all done on return. If some throw, one of their exceptions is thrown
   /// here when the others are done; tasks not begun by then are left out.
-  /// @throws std::invalid_argument if count is negative
+  /// @throws std::invalid_argument if count is negative or f is empty
   template <class F>
   void parallel_for(Index count, const F& f) {
     detail::require(count >= 0, "ThreadPool::parallel_for: count must not be negative, got ",
                     count);
+    detail::require_function("ThreadPool::parallel_for: f", f);
     const Index helpers = std::min(num_threads_, count) - 1;
     if (helpers <= 0) {
       for (Index k = 0; k < count; ++k) f(k);

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "mha/internal/support/checks.hpp"
+#include "mha/internal/support/floating.hpp"
 
 namespace mha::inline MHA_ABI {
 
@@ -26,15 +27,31 @@ struct GradientCheck {
   double difference = 0;  ///< (loss(x + step) - loss(x - step)) / (2 step)
 };
 
+namespace detail {
+
+/// loss() while an entry has another value.
+template <class Scalar, class Loss>
+double with_value(Scalar& entry, const Scalar& value, const Loss& loss) {
+  struct Restore {
+    Scalar& entry;
+    const Scalar before;
+    ~Restore() { entry = before; }
+  } const restore{entry, entry};
+  entry = value;
+  return static_cast<double>(loss());
+}
+
+}  // namespace detail
+
 /// Compares the gradient of `loss` by the entries of x with central differences.
 ///     d loss / d x(i, j) = (loss(x + h) - loss(x - h)) / (2 h) + O(h^2)
-/// @param x         what the loss depends on: a parameter or an input; as it was when this returns
+/// @param x         what the loss depends on: a parameter or an input; as it was when this returns or throws
 /// @param gradient  of x's shape
 /// @param loss      called without arguments, reads x where it lies and returns a number
 /// @param step      h relative to max(1, |x(i, j)|); default eps^(1/3), where the error of the formula
 ///                  and that of rounding are about level
 /// @throws std::invalid_argument if the shapes differ, entries of x share a place, or the step is
-///         negative or not finite
+///         negative, not finite, or so small or large that some entry does not move to a number
 /// Cost: two calls of the loss per entry.
 template <EigenInMemory X, EigenDense G, class Loss>
 [[nodiscard]] GradientCheck gradient_check(X&& x, const G& gradient, const Loss& loss,
@@ -63,13 +80,16 @@ template <EigenInMemory X, EigenDense G, class Loss>
       const Scalar before = entry;
       const auto h =
           static_cast<Scalar>(step * std::max(1.0, std::abs(static_cast<double>(before))));
-      entry = before + h;
-      const Scalar above = entry;
-      const auto loss_above = static_cast<double>(loss());
-      entry = before - h;
-      const double width = static_cast<double>(above) - static_cast<double>(entry);
-      const double difference = (loss_above - static_cast<double>(loss())) / width;
-      entry = before;
+      const auto above = static_cast<Scalar>(before + h);
+      const auto below = static_cast<Scalar>(before - h);
+      const double width = static_cast<double>(above) - static_cast<double>(below);
+      // A NaN or infinity in x is no fault of the step.
+      const bool moves = width > 0 && width <= std::numeric_limits<double>::max();
+      detail::require(moves || !detail::is_finite_number(before),
+                      "gradient_check: step must move x(", i, ", ", j, ") = ", before,
+                      ", and not to infinity, got ", step);
+      const double difference =
+          (detail::with_value(entry, above, loss) - detail::with_value(entry, below, loss)) / width;
       const auto given = static_cast<double>(gradient(i, j));
       largest = std::max(largest, std::abs(given));
       const double error = std::abs(given - difference);

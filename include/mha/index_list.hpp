@@ -53,11 +53,31 @@ class IndexList {
              requires detail::WholeNumber<std::remove_cvref_t<decltype(l[0])>>;
            }) IndexList(const List& values)  // NOLINT: lengths(vector)
       : size_(static_cast<Index>(values.size())) {
+    if constexpr (requires { values.data() == nullptr; }) {
+      detail::require(size_ == 0 || values.data() != nullptr,
+                      "IndexList: the data of a list must not be null, got ", size_, " numbers");
+    }
     many_.reserve(static_cast<std::size_t>(size_));
     for (Index k = 0; k < size_; ++k) {
       many_.push_back(as_index(values[static_cast<decltype(values.size())>(k)]));
     }
   }
+
+  IndexList(const IndexList&) = default;
+  IndexList& operator=(const IndexList&) = default;
+  /// What has been moved from is empty.
+  IndexList(IndexList&& other) noexcept
+      : single_(other.single_),
+        size_(std::exchange(other.size_, 0)),
+        many_(std::exchange(other.many_, {})) {}
+  IndexList& operator=(IndexList&& other) noexcept {
+    if (this == &other) return *this;
+    single_ = other.single_;
+    size_ = std::exchange(other.size_, 0);
+    many_ = std::exchange(other.many_, {});
+    return *this;
+  }
+  ~IndexList() = default;
 
   Index size() const noexcept { return size_; }
   bool empty() const noexcept { return size_ == 0; }

@@ -35,14 +35,16 @@ class KvCache {
   /// @throws std::length_error beyond the capacity; nothing has changed then
   template <TensorLike K, TensorLike V>
   void append(const K& key, const V& value) {
-    layer().append(key, value);
+    layer().append_as("KvCache::append", key, value);
   }
   CachedKeys keys() const MHA_LIFETIMEBOUND { return layer().keys(); }
   KvLayer layer() const MHA_LIFETIMEBOUND { return sequence_.layer(0); }
   operator KvLayer() const { return layer(); }  // NOLINT: a cache stands for its only layer
   [[nodiscard]] bool can_truncate(Index n) const { return sequence_.can_truncate(n); }
-  void truncate(Index n) { sequence_.truncate(n); }  ///< see KvSequence::truncate()
-  void accept(const std::vector<Index>& rows) { sequence_.accept(rows); }
+  void truncate(Index n) {
+    sequence_.truncate_as("KvCache::truncate", n);
+  }  ///< see KvSequence::truncate()
+  void accept(const std::vector<Index>& rows) { sequence_.state().accept("KvCache::accept", rows); }
   void clear() { sequence_.clear(); }
   std::size_t memory_bytes() const { return sequence_.state().store()->bytes(); }
 
@@ -51,7 +53,8 @@ class KvCache {
     detail::require(c.capacity >= 1 && c.capacity <= detail::kMaxSize,
                     "KvCache: capacity must lie between 1 and ", detail::kMaxSize, ", got ",
                     c.capacity);
-    const KvPool pool({1, c.kv_heads, c.head_dim, c.value_dim,
+    const KvPool pool("KvCache",
+                      {1, c.kv_heads, c.head_dim, c.value_dim,
                        (c.capacity + detail::kPageKeys - 1) / detail::kPageKeys, c.storage});
     KvSequence sequence = pool.sequence();
     sequence.state_ = std::make_unique<detail::CacheState>(

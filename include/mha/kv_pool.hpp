@@ -90,7 +90,22 @@ class KvLayer {
   ///         changed then
   template <TensorLike K, TensorLike V>
   void append(const K& key, const V& value) const {
-    constexpr const char* kWhere = "KvLayer::append";
+    append_as("KvLayer::append", key, value);
+  }
+
+  /// For the library.
+  detail::CacheState& state() const { return *state_; }
+  Index layer() const { return layer_; }
+
+ private:
+  friend class KvCache;
+  friend class KvSequence;
+  friend class KvLayers;
+  KvLayer(detail::CacheState* state, Index layer) : state_(state), layer_(layer) {}
+
+  /// @param where  the public function, for messages
+  template <TensorLike K, TensorLike V>
+  void append_as(const char* where, const K& key, const V& value) const {
     using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(tensor_view(key).data)>>;
     static_assert(
         AttentionScalar<Scalar> &&
@@ -100,33 +115,25 @@ class KvLayer {
         "mha: key and value must share one Scalar, a real floating-point type");
     const TensorView<const Scalar> k = tensor_view(key);
     const TensorView<const Scalar> v = tensor_view(value);
-    (void)detail::check_view(kWhere, detail::kKey, k, detail::Memory::needed);
-    (void)detail::check_view(kWhere, detail::kValue, v, detail::Memory::needed);
+    (void)detail::check_view(where, detail::kKey, k, detail::Memory::needed);
+    (void)detail::check_view(where, detail::kValue, v, detail::Memory::needed);
     const detail::PageShape& shape = state_->shape();
     const auto fits = [&](const char* name, const auto& view, Index channels) {
       detail::require(view.size(0) == 1 && view.size(1) == shape.kv_heads &&
                           view.size(2) == k.size(2) && view.size(3) == channels,
-                      kWhere, ": ", name, " must be [1, ", shape.kv_heads, ", ", k.size(2), ", ",
+                      where, ": ", name, " must be [1, ", shape.kv_heads, ", ", k.size(2), ", ",
                       channels, "], got ", detail::list_text(view.sizes));
     };
     fits("key", k, shape.head_dim);
     fits("value", v, shape.value_dim);
     const Index tokens = k.size(2);
-    state_->prepare(kWhere, layer_, tokens);
+    state_->prepare(where, layer_, tokens);
     for (Index h = 0; h < shape.kv_heads; ++h) {
       state_->write(layer_, h, size(), k.matrix(0, h), v.matrix(0, h));
     }
     state_->commit(layer_, tokens);
   }
 
-  /// For the library.
-  detail::CacheState& state() const { return *state_; }
-  Index layer() const { return layer_; }
-
- private:
-  friend class KvSequence;
-  friend class KvLayers;
-  KvLayer(detail::CacheState* state, Index layer) : state_(state), layer_(layer) {}
   detail::CacheState* state_;
   Index layer_;
 };
@@ -141,7 +148,7 @@ class KvLayers {
       : size_(static_cast<Index>(list.size())) {
     list_ = list.begin();
   }
-  KvLayers(const std::vector<KvLayer>& list)  // NOLINT
+  KvLayers(const std::vector<KvLayer>& list MHA_LIFETIMEBOUND)  // NOLINT
       : list_(list.data()), size_(static_cast<Index>(list.size())) {}
 
   Index size() const { return size_; }
@@ -179,16 +186,12 @@ class KvSequence {
   [[nodiscard]] bool can_truncate(Index n) const { return state().can_truncate(n); }
   /// Takes back keys n and behind, in all layers.
   /// @throws std::invalid_argument unless can_truncate(n)
-  void truncate(Index n) {
-    detail::require(can_truncate(n), "KvSequence::truncate: n must lie between 0 and ", size(),
-                    ", and no key of its window be forgotten, got ", n);
-    state().truncate(n);
-  }
+  void truncate(Index n) { truncate_as("KvSequence::truncate", n); }
   /// After a call over a tree of guesses: of its rows, these stay, in this order behind the keys before; the
   /// others are taken back.
   /// @param rows  of the last call, rising; a row's ancestors must be among them
-  /// @throws std::invalid_argument if they are not rows of the last call, or do not rise; std::length_error if a
-  ///         page that a fork reads must be copied, and none is free. Nothing has changed then
+  /// @throws std::invalid_argument if they are not rows of the last call, or do not rise, or some layer has not
+  ///         had that call yet; std::length_error if a page that a fork reads must be copied, and none is free. Nothing has changed then
   void accept(const std::vector<Index>& rows) { state().accept("KvSequence::accept", rows); }
   void clear() { state().truncate(0); }
   /// Pages that it holds, those that it shares among them.
@@ -201,6 +204,12 @@ class KvSequence {
   detail::CacheState& state() const {
     detail::require(state_ != nullptr, "KvSequence: it has been moved from");
     return *state_;
+  }
+  /// @param where  the public function, for messages
+  void truncate_as(const char* where, Index n) {
+    detail::require(can_truncate(n), where, ": n must lie between 0 and ", size(),
+                    ", and no key of its window be forgotten, got ", n);
+    state().truncate(n);
   }
   static Index checked(Index keys) {
     detail::require(keys >= 0 && keys <= detail::kMaxSize,
@@ -215,12 +224,12 @@ class KvSequence {
 class KvPool {
  public:
   /// @throws std::invalid_argument if a size is out of range, std::bad_alloc if there is no such memory
-  explicit KvPool(const KvPoolConfig& config)
-      : config_(resolved(config)),
-        store_(std::make_shared<detail::PageStore>(
-            detail::PageShape{config_.layers, config_.kv_heads, config_.head_dim, config_.value_dim,
-                              config_.storage},
-            config_.pages)) {}
+  explicit KvPool(const KvPoolConfig& config) : KvPool("KvPool", config) {}
+
+  // A move is a copy: nothing is left without its pages.
+  KvPool(const KvPool&) = default;
+  KvPool& operator=(const KvPool&) = default;
+  ~KvPool() = default;
 
   const KvPoolConfig& config() const noexcept { return config_; }
   [[nodiscard]] KvSequence sequence(const KvSequenceOptions& options = {}) const {
@@ -240,18 +249,25 @@ class KvPool {
   std::size_t memory_bytes() const { return store_->bytes(); }
 
  private:
-  static KvPoolConfig resolved(KvPoolConfig c) {
-    constexpr const char* kWhere = "KvPool";
+  friend class KvCache;
+  /// @param where  the public class, for messages
+  KvPool(const char* where, const KvPoolConfig& config)
+      : config_(resolved(where, config)),
+        store_(std::make_shared<detail::PageStore>(
+            detail::PageShape{config_.layers, config_.kv_heads, config_.head_dim, config_.value_dim,
+                              config_.storage},
+            config_.pages)) {}
+
+  static KvPoolConfig resolved(const char* where, KvPoolConfig c) {
     if (c.value_dim == 0) c.value_dim = c.head_dim;
     double bytes = static_cast<double>(detail::bytes_of(c.storage));
     const auto check = [&](const char* name, Index n) {
-      detail::require(n >= 1 && n <= detail::kMaxSize, kWhere, ": ", name,
+      detail::require(n >= 1 && n <= detail::kMaxSize, where, ": ", name,
                       " must lie between 1 and ", detail::kMaxSize, ", got ", n);
     };
     detail::require(c.storage == Storage::f32 || c.storage == Storage::f64 ||
                         c.storage == Storage::bf16 || c.storage == Storage::f16,
-                    kWhere, ": storage must be one of Storage's, got ",
-                    static_cast<int>(c.storage));
+                    where, ": storage must be one of Storage's, got ", static_cast<int>(c.storage));
     check("layers", c.layers);
     check("kv_heads", c.kv_heads);
     check("head_dim", c.head_dim);
@@ -260,7 +276,7 @@ class KvPool {
     for (const Index n : {c.layers, c.kv_heads, c.head_dim + c.value_dim, c.pages}) {
       bytes *= static_cast<double>(n);
     }
-    detail::require(bytes * static_cast<double>(detail::kPageKeys) < 0x1p60, kWhere,
+    detail::require(bytes * static_cast<double>(detail::kPageKeys) < 0x1p60, where,
                     ": the pages must fit 2^60 bytes, got ", c.pages, " pages of ", c.layers,
                     " layers, ", c.kv_heads, " kv_heads, head_dim ", c.head_dim, " and value_dim ",
                     c.value_dim);

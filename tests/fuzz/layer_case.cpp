@@ -150,6 +150,7 @@ class LayerCase {
     if ((laws & 1) != 0) into_memory(bytes, result.output);
     if constexpr (kKernelScalar) {
       if ((laws & 1) != 0) prepacked(asked, result);
+      if ((laws & 2) != 0) with_caches(bytes, result.output);
     }
     if ((laws & 2) != 0) other_company(bytes, result.output);
     if ((laws & 4) != 0) sequence_alone(bytes, result.output);
@@ -401,6 +402,65 @@ class LayerCase {
     if (asked.need_lse) {
       compare_bits("lse of prepacked weights", view_of<Acc>(result.lse), view_of<Acc>(wanted.lse));
     }
+  }
+
+  /// The same sequences with caches: in one call under the drawn rule, and under a causal one in two.
+  void with_caches(Bytes& bytes, const Matrix<Scalar>& output) const {
+    if (inputs > 0 || !options.past_len.empty() || !options.positions.empty()) return;
+    const MultiHeadConfig& c = layer->config();
+    if (c.kdim != c.embed_dim || c.vdim != c.embed_dim) return;
+    Index pages = 1;
+    for (const Index n : rows.query_len) pages += n / 128 + 1;
+    const KvPool pool({.kv_heads = c.kv_heads,
+                       .head_dim = c.head_dim,
+                       .value_dim = c.value_dim,
+                       .pages = pages,
+                       .storage = std::is_same_v<Acc, double> ? Storage::f64 : Storage::f32});
+    std::vector<KvSequence> sequences;
+    std::vector<KvLayer> caches;
+    for (std::size_t b = 0; b < rows.query_len.size(); ++b) sequences.push_back(pool.sequence());
+    for (const KvSequence& s : sequences) caches.push_back(s.layer(0));
+    MultiHeadOptions asked;
+    asked.sequences = rows.query_len;
+    asked.executor = options.executor;
+    const bool at_zero = std::all_of(rule.offsets.begin(), rule.offsets.end(),
+                                     [](Index offset) { return offset == 0; });
+    if (at_zero) {
+      with_call([&](const auto& rules) {
+        compare_bits("caches", view(layer->forward(query, caches, rules, asked).output),
+                     view(output));
+      });
+    }
+    const Matrix<Scalar> whole = (*layer)(query, causal(), asked);
+    Matrix<Scalar> first(query.rows(), query.cols()), then = first;
+    std::vector<Index> first_len, then_len;
+    Index row = 0, first_row = 0, then_row = 0;
+    for (const Index n : rows.query_len) {
+      first_len.push_back(bytes.between(0, n));
+      then_len.push_back(n - first_len.back());
+      first.middleRows(first_row, first_len.back()) = query.middleRows(row, first_len.back());
+      then.middleRows(then_row, then_len.back()) =
+          query.middleRows(row + first_len.back(), then_len.back());
+      row += n;
+      first_row += first_len.back();
+      then_row += then_len.back();
+    }
+    for (KvSequence& s : sequences) s.clear();
+    asked.sequences = first_len;
+    const Matrix<Scalar> y1 = (*layer)(first.topRows(first_row), caches, causal(), asked);
+    asked.sequences = then_len;
+    const Matrix<Scalar> y2 = (*layer)(then.topRows(then_row), caches, causal(), asked);
+    Matrix<Scalar> joined(query.rows(), whole.cols());
+    row = first_row = then_row = 0;
+    for (std::size_t b = 0; b < first_len.size(); ++b) {
+      joined.middleRows(row, first_len[b]) = y1.middleRows(first_row, first_len[b]);
+      row += first_len[b];
+      first_row += first_len[b];
+      joined.middleRows(row, then_len[b]) = y2.middleRows(then_row, then_len[b]);
+      row += then_len[b];
+      then_row += then_len[b];
+    }
+    compare_bits("caches in two calls", view(joined), view(whole));
   }
 
   void compare_table(const char* what, const Matrix<Acc>& got, const Table& wanted) const {

@@ -123,11 +123,17 @@ const std::vector<Function>& functions() {
          (void)mha::attention_forward(c.views[query], c.views[key], c.views[value],
                                       mha::lengths(c.lengths), c.options);
        }},
+      {"attention_partial",
+       {kQuery, kKey, kValue},
+       [](const Call& c) {
+         (void)mha::attention_partial(c.views[query], c.views[key], c.views[value],
+                                      mha::lengths(c.lengths), c.options);
+       }},
       {"attention_scores",
        {kQuery, kKey},
        [](const Call& c) {
          (void)mha::attention_scores(c.views[query], c.views[key], mha::lengths(c.lengths),
-                                     {.past_len = c.options.past_len});
+                                     {.past_len = c.options.past_len, .box = c.options.box});
        }},
       {"attention_into",
        {kQuery,
@@ -318,6 +324,43 @@ TEST_CASE("options and rules that do not fit are refused", "[misuse]") {
   }
 }
 
+TEST_CASE("a box that cannot lie where it says is refused", "[misuse][box]") {
+  Sentinel<float> memory(kFields * kRoom);
+  struct Axis {
+    const char* first_name;
+    const char* whole_name;
+    Index mha::Box::*first;
+    Index mha::Box::*whole;
+    Index size;
+  };
+  const Axis axes[] = {
+      {"box.first_batch", "box.batch", &mha::Box::first_batch, &mha::Box::batch, kBatch},
+      {"box.first_head", "box.num_heads", &mha::Box::first_head, &mha::Box::num_heads, kHeads},
+      {"box.first_query", "box.query_len", &mha::Box::first_query, &mha::Box::query_len, kQueryLen},
+      {"box.first_key", "box.kv_len", &mha::Box::first_key, &mha::Box::kv_len, kKvLen}};
+  for (const Function& f : functions()) {
+    const auto with = [&](const mha::Box& box) {
+      Call wrong(memory.data());
+      wrong.options.box = box;
+      return [&f, wrong] { f.call(wrong); };
+    };
+    for (const Axis& axis : axes) {
+      for (const Index first : {Index{-1}, kLowest, kMost - axis.size + 1, kMost, kHighest}) {
+        mha::Box box;
+        box.*axis.first = first;
+        refuses(f.name, {axis.first_name, "got " + text(first)}, memory, with(box));
+      }
+      for (const Index whole : {Index{-1}, kLowest, axis.size - 1, kMost + 1, kHighest}) {
+        mha::Box box;
+        box.*axis.whole = whole;
+        refuses(f.name, {axis.whole_name, "got " + text(whole)}, memory, with(box));
+      }
+    }
+    refuses(f.name, {"box.first_key must be a multiple of 1024, got 1000"}, memory,
+            with({.first_key = 1000}));
+  }
+}
+
 TEST_CASE("products of sizes do not overflow", "[misuse]") {
   // Each size is within its limit, and no memory is needed.
   float one = 1;
@@ -344,6 +387,10 @@ TEST_CASE("products of sizes do not overflow", "[misuse]") {
     });
     refuses("attention_scores", {"the result", text(kMost)},
             [&] { (void)mha::attention_scores(q, k, mha::lengths(1)); });
+    refuses("attention_partial", {"a part's state", text(kMost)}, [&] {
+      (void)mha::attention_partial(repeated({2, 1, kMost, 1}), repeated({2, 1, 1, 1}),
+                                   repeated({2, 1, 1, kMost}), mha::lengths(1));
+    });
     CHECK(mha::attention_workspace_bytes(q, k, v) > 0);  // kMost itself is no mistake
   }
   SECTION("memory for many workers") {
@@ -706,6 +753,12 @@ TEST_CASE("a gradient that cannot be checked is refused", "[misuse]") {
   refused({"step", "got inf"}, call(matrix(m, 3, 2), g, std::numeric_limits<double>::infinity()));
   refused({"step", "nan"}, call(matrix(m, 3, 2), g, std::numeric_limits<double>::quiet_NaN()));
   refused({"loss"}, call(matrix(m, 3, 2), g, 0, nullptr));
+  // Steps that leave an entry where it is, or take it beyond all numbers; a loss that throws.
+  refused({"step must move x(0, 0) = -8", "got 1e-20"}, call(matrix(m, 3, 2), g, 1e-20));
+  refused({"step must move x(0, 0) = -8", "got 1e+308"}, call(matrix(m, 3, 2), g, 1e308));
+  refused({"in the loss"}, call(matrix(m, 3, 2), g, 0, []() -> float {
+            throw std::invalid_argument("mha::gradient_check: in the loss");
+          }));
 }
 
 TEST_CASE("threads, workspaces, targets and stages that cannot be are refused", "[misuse]") {

@@ -191,6 +191,21 @@ TEST_CASE("a pool of no threads, or of absurdly many, is refused", "[executor][e
   CHECK_THROWS_WITH(ThreadPool(5000), ContainsSubstring("got 5000"));
 }
 
+TEST_CASE("an empty function is refused", "[executor][errors]") {
+  ThreadPool pool(2);
+  const mha::Executor executor(pool);
+  const std::function<void(Index)> empty;
+  void (*const null)(Index) = nullptr;
+  for (const Index count : {0, 1, 5}) {
+    CHECK_THROWS_WITH(pool.parallel_for(count, empty),
+                      "mha::ThreadPool::parallel_for: f must not be empty, got none");
+    CHECK_THROWS_AS(pool.parallel_for(count, null), std::invalid_argument);
+    CHECK_THROWS_WITH(executor.parallel_for(count, empty),
+                      "mha::Executor::parallel_for: f must not be empty, got none");
+    CHECK_THROWS_AS(mha::Executor().parallel_for(count, null), std::invalid_argument);
+  }
+}
+
 TEST_CASE("what a user's mask_mod throws reaches the caller, and the pool goes on working",
           "[executor][errors]") {
   const Inputs<float> x(4, 4, 4, 20, 30);

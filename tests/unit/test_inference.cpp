@@ -283,6 +283,12 @@ TEST_CASE("misuse of inference", "[inference][misuse]") {
     Matrix<float> both(6, 12);
     packed.apply_into(both.leftCols(7), both.rightCols(7).leftCols(5));
   });
+  const Eigen::Map<Matrix<float>> none(nullptr, 6, 5);
+  refuses("PackedProjection::operator()", {"x.data must not be null"}, [&] { (void)packed(none); });
+  refuses("PackedProjection::apply_into", {"output.data must not be null"}, [&] {
+    Eigen::Map<Matrix<float>> y(nullptr, 6, 7);
+    packed.apply_into(y, random_matrix<float>(6, 5, 1));
+  });
   refuses("PackedProjection::workspace_bytes", {"got -1"},
           [&] { (void)packed.workspace_bytes(-1); });
   linear.bias.resize(6);

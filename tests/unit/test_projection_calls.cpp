@@ -473,6 +473,24 @@ TEST_CASE("misuse of Projection::operator()", "[misuse][projection]") {
   });
 }
 
+TEST_CASE("misuse of Projection::resize", "[misuse][projection]") {
+  Projection<float> linear = random_projection<float>(3, 4);
+  for (const Index size : {Index{-1}, std::numeric_limits<Index>::min(), (Index{1} << 30) + 1,
+                           std::numeric_limits<Index>::max()}) {
+    refuses("Projection::resize", {"inputs must lie between 0 and", "got " + std::to_string(size)},
+            [&] { linear.resize(size, 2, true); });
+    refuses("Projection::resize", {"outputs must lie between 0 and", "got " + std::to_string(size)},
+            [&] { linear.resize(2, size, true); });
+  }
+  CHECK(linear.inputs() == 3);
+  mha::Projection<float, 4, 5> fixed;
+  fixed.resize(4, 5, true);
+  refuses("Projection::resize", {"inputs must be 4, as known at compile time, got 5"},
+          [&] { fixed.resize(5, 5, true); });
+  refuses("Projection::resize", {"outputs must be 5, as known at compile time, got 4"},
+          [&] { fixed.resize(4, 4, true); });
+}
+
 TEST_CASE("misuse of Projection::apply_into", "[misuse][projection]") {
   const std::string function = "Projection::apply_into";
   auto linear = random_projection<float>(3, 4);
@@ -584,7 +602,7 @@ TEST_CASE("misuse of a projection's workspace_bytes", "[misuse][projection]") {
   });
   // A weight without outputs has no memory, whatever its inputs.
   Projection<float> endless;
-  endless.resize((Index{1} << 30) + 1, 0, false);
+  endless.weight.resize((Index{1} << 30) + 1, 0);
   refuses("Projection::workspace_bytes", {"weight must be at most", "got 1073741825 x 0"},
           [&] { (void)endless.workspace_bytes(1); });
   endless.resize(Index{1} << 30, 0, false);

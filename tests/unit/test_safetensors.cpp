@@ -142,6 +142,22 @@ TEST_CASE("the writer makes exactly the file written byte by byte", "[safetensor
   CHECK(writer.bytes() == golden_file());
 }
 
+TEST_CASE("a writer takes all that another holds", "[safetensors]") {
+  SafetensorsWriter a;
+  SafetensorsWriter b;
+  SafetensorsWriter both;
+  const Eigen::Vector2f two(1, 2.5f);
+  for (SafetensorsWriter* writer : {&a, &both}) writer->add("x", two);
+  for (SafetensorsWriter* writer : {&b, &both}) writer->add("y", two, DType::f16);
+  a.metadata("who", "a");
+  a.metadata("kept", "yes");
+  b.metadata("who", "b");
+  both.metadata("who", "b");
+  both.metadata("kept", "yes");
+  a.add(b);
+  CHECK(a.bytes() == both.bytes());
+}
+
 TEST_CASE("the order of adding does not change the bytes", "[safetensors]") {
   const Eigen::Matrix2d a = Eigen::Matrix2d::Random();
   const Eigen::Vector3f b(1, 2, 3);
@@ -380,6 +396,16 @@ TEST_CASE("copies share the data and outlive the original", "[safetensors]") {
   CHECK(copy.tensor("x").bytes.data() == original->tensor("x").bytes.data());
   original.reset();
   CHECK(copy.matrix<float>("x")(0, 1) == -2.5f);
+}
+
+TEST_CASE("a file that has been moved from says so", "[safetensors]") {
+  SafetensorsWriter writer;
+  writer.add("x", Eigen::Vector2f(1, 2));
+  Safetensors file = Safetensors::parse(writer.bytes());
+  const Safetensors moved = std::move(file);
+  CHECK(moved.vector<float>("x")(1) == 2);
+  // NOLINTNEXTLINE(bugprone-use-after-move): that is what is tested
+  CHECK_THROWS_WITH((void)file.matrix<float>("x"), "mha::io::Safetensors: it has been moved from");
 }
 
 TEST_CASE("asking for an unknown tensor names the file and the tensors there are",
@@ -745,6 +771,16 @@ TEST_CASE("the writer refuses what no file could hold and is unchanged then", "[
                     ContainsSubstring("\"t\": I32 must hold every value, got another at (1, 0)"));
   CHECK_THROWS_WITH(writer.metadata("\x80", "v"), ContainsSubstring("must be UTF-8"));
   CHECK_THROWS_WITH(writer.metadata("k", "\xc3"), ContainsSubstring("must be UTF-8"));
+  CHECK_THROWS_WITH(writer.add("t", two, static_cast<DType>(99)),
+                    ContainsSubstring("\"t\": dtype must be one of DType's, got 99"));
+  CHECK_THROWS_WITH(writer.add("t", {1}, static_cast<DType>(-1), bytes_of(std::vector<float>{1})),
+                    ContainsSubstring("dtype must be one of DType's, got -1"));
+  CHECK_THROWS_WITH(writer.add("t", Eigen::Map<const Eigen::MatrixXf>(nullptr, 2, 3)),
+                    ContainsSubstring("\"t\": the matrix must not be null, got 2 x 3"));
+  SafetensorsWriter more;
+  more.add("free", two);
+  more.add("taken", two);
+  CHECK_THROWS_WITH(writer.add(more), ContainsSubstring("\"taken\": the name must be free"));
   CHECK_THROWS_AS(writer.add("taken", two), std::invalid_argument);
   CHECK(writer.bytes() == before);
 }

@@ -92,6 +92,50 @@ TEST_CASE("a saved layer loads back exactly, for every configuration", "[torch]"
   CHECK(same_parameters(layer, loaded));
 }
 
+TEST_CASE("a bias that was taken away is saved as 0, one that was added is saved", "[torch]") {
+  for (const bool bias : {true, false}) {
+    Layer layer = random_layer({.embed_dim = 8, .num_heads = 2, .bias = bias});
+    layer.q_proj.bias.resize(0);
+    layer.k_proj.bias.setConstant(8, 3);
+    layer.out_proj.bias.resize(0);
+    Layer loaded({.embed_dim = 8, .num_heads = 2});
+    load_torch(loaded, saved(layer));
+    const Eigen::MatrixXd x = Eigen::MatrixXd::Random(5, 8);
+    CHECK(loaded(x) == layer(x));
+    CHECK(loaded.q_proj.bias.isZero(0));
+    CHECK(loaded.k_proj.bias(7) == 3);
+  }
+}
+
+TEST_CASE("a layer that cannot be saved leaves the writer as it was", "[torch]") {
+  const Layer right = random_layer({.embed_dim = 8, .num_heads = 2});
+  SafetensorsWriter writer;
+  writer.add("out_proj.weight", Eigen::Vector2f(1, 2));
+  const auto before = writer.bytes();
+  CHECK_THROWS_WITH(save_torch(right, writer),
+                    mha::test::ContainsSubstring("the name must be free"));
+  CHECK_THROWS_WITH(save_torch(right, writer, "a.", static_cast<TorchWeights>(9)),
+                    "mha::io::save_torch: form must be one of TorchWeights's, got 9");
+  Layer wrong = right;
+  wrong.k_proj.weight.resize(8, 9);
+  CHECK_THROWS_WITH(save_torch(wrong, writer, "a."),
+                    "mha::io::save_torch: k_proj.weight must be 8 x 8, got 8 x 9");
+  wrong = right;
+  wrong.v_proj.bias.resize(7);
+  CHECK_THROWS_WITH(save_torch(wrong, writer, "a."),
+                    "mha::io::save_torch: v_proj.bias must have 0 or 8 entries, got 7");
+  Layer gone = right;
+  const Layer taken = std::move(gone);
+  // NOLINTNEXTLINE(bugprone-use-after-move): that is what is tested
+  CHECK_THROWS_WITH(save_torch(gone, writer, "a."),
+                    mha::test::ContainsSubstring("q_proj.weight must be 8 x 8"));
+  CHECK(writer.bytes() == before);
+  for (const Index heads : {Index{-1}, (Index{1} << 30) + 1}) {
+    CHECK_THROWS_WITH((void)torch_config(saved(right), heads),
+                      mha::test::ContainsSubstring("num_heads must lie"));
+  }
+}
+
 TEST_CASE("packed and separate weights give one answer", "[torch]") {
   const Layer layer = random_layer({.embed_dim = 8, .num_heads = 2});
   Layer packed({.embed_dim = 8, .num_heads = 2, .seed = 1});

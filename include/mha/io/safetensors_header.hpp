@@ -44,6 +44,9 @@ inline constexpr DTypeRow kDTypes[] = {  // in the order of DType
     {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I64", 8}, {"I32", 4}, {"I16", 2},
     {"I8", 1},  {"U64", 8}, {"U32", 4}, {"U16", 2},  {"U8", 1},  {"BOOL", 1}};
 constexpr const DTypeRow& row(DType dtype) { return kDTypes[static_cast<std::size_t>(dtype)]; }
+constexpr bool is_known(DType dtype) {
+  return static_cast<std::size_t>(dtype) < std::size(kDTypes);
+}
 
 // These two bound what a hostile header can cost: memory of a few times the file's size.
 inline constexpr std::uint64_t kMaxHeader = 100'000'000;  // as in the reference implementation

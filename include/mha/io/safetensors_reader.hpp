@@ -150,6 +150,9 @@ inline Safetensors Safetensors::read(const std::string& path) {
 }
 
 inline const TensorInfo& Safetensors::tensor(const std::string& name) const {
+  if (bytes_ == nullptr) {
+    mha::detail::fail<std::runtime_error>("mha::io::Safetensors: it has been moved from");
+  }
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
   std::string names = tensors_.empty() ? "none" : "";

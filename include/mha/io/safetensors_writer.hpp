@@ -7,6 +7,7 @@
 
 #include <mha/internal/support/error.hpp>
 #include <mha/io/safetensors_values.hpp>
+#include <mha/types.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -66,6 +67,19 @@ class SafetensorsWriter {
   void add(const std::string& name, std::vector<Eigen::Index> shape, DType dtype,
            std::span<const std::byte> bytes);
 
+  /// Adds all that another one holds, its metadata too, which win over those here.
+  /// @throws std::invalid_argument if a name is taken
+  void add(SafetensorsWriter other) {
+    for (const auto& [name, tensor] : other.tensors_) {
+      mha::detail::require(tensors_.count(name) == 0,
+                           "io::SafetensorsWriter::add: ", detail::printable(name),
+                           ": the name must be free, got one that is taken");
+    }
+    tensors_.merge(other.tensors_);
+    other.metadata_.merge(metadata_);
+    metadata_ = std::move(other.metadata_);
+  }
+
   /// The file's content: widest dtype first, then by name, so that every tensor is aligned.
   [[nodiscard]] std::vector<std::byte> bytes() const;
 
@@ -81,6 +95,11 @@ class SafetensorsWriter {
     std::vector<Eigen::Index> shape;
     std::vector<std::byte> bytes;
   };
+  static void check_dtype(const std::string& where, DType dtype) {
+    mha::detail::require(detail::is_known(dtype), where, "dtype must be one of DType's, got ",
+                         static_cast<int>(dtype));
+  }
+
   std::map<std::string, std::string> metadata_;
   std::map<std::string, Tensor> tensors_;
 };
@@ -95,15 +114,20 @@ inline void SafetensorsWriter::metadata(const std::string& key, const std::strin
 template <class Derived>
 void SafetensorsWriter::add(const std::string& name, const Eigen::DenseBase<Derived>& matrix,
                             std::vector<Eigen::Index> shape, DType dtype) {
+  const std::string where = "io::SafetensorsWriter::add: " + detail::printable(name) + ": ";
+  check_dtype(where, dtype);
+  if constexpr (EigenInMemory<Derived>) {
+    mha::detail::require(matrix.size() == 0 || matrix.derived().data() != nullptr, where,
+                         "the matrix must not be null, got ", matrix.rows(), " x ", matrix.cols());
+  }
   const auto& dense = matrix.derived().eval();
   std::vector<std::byte> bytes(static_cast<std::size_t>(dense.size()) * detail::row(dtype).size);
   detail::with_type(dtype, [&, out = bytes.data()]<class Raw>(Raw raw) mutable {
     for (Eigen::Index i = 0; i < dense.rows(); ++i) {
       for (Eigen::Index j = 0; j < dense.cols(); ++j, out += sizeof(Raw)) {
         if (!detail::convert(dense.coeff(i, j), raw))
-          mha::detail::require(false, "io::SafetensorsWriter::add: ", detail::printable(name), ": ",
-                               detail::row(dtype).name, " must hold every value, got another at (",
-                               i, ", ", j, ")");
+          mha::detail::require(false, where, detail::row(dtype).name,
+                               " must hold every value, got another at (", i, ", ", j, ")");
         std::memcpy(out, static_cast<const void*>(&raw), sizeof(Raw));
       }
     }
@@ -114,6 +138,9 @@ void SafetensorsWriter::add(const std::string& name, const Eigen::DenseBase<Deri
 inline void SafetensorsWriter::add(const std::string& name, std::vector<Eigen::Index> shape,
                                    DType dtype, std::span<const std::byte> bytes) {
   const std::string where = "io::SafetensorsWriter::add: " + detail::printable(name) + ": ";
+  check_dtype(where, dtype);
+  mha::detail::require(bytes.data() != nullptr || bytes.empty(), where,
+                       "the elements must not be null, got ", bytes.size(), " bytes");
   mha::detail::require(detail::is_utf8(name), where, "the name must be UTF-8");
   mha::detail::require(name != "__metadata__" && tensors_.count(name) == 0, where,
                        "the name must be free, got one that is taken");

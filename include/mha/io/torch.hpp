@@ -18,7 +18,9 @@
 #include <mha/io/safetensors.hpp>
 #include <mha/multi_head.hpp>
 
+#include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace mha::inline MHA_ABI::io {
@@ -55,9 +57,8 @@ inline void check_absent(const Safetensors& file, const std::string& name, const
 }
 
 /// The widths of the stored rows: outputs of q, k and v.
-template <class Layer>
-std::vector<Index> input_outputs(const Layer& layer) {
-  return {layer.q_proj.outputs(), layer.k_proj.outputs(), layer.v_proj.outputs()};
+inline std::array<Index, 3> input_outputs(const MultiHeadConfig& c) {
+  return {c.num_heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.value_dim};
 }
 
 }  // namespace detail
@@ -67,6 +68,10 @@ std::vector<Index> input_outputs(const Layer& layer) {
 /// @throws std::runtime_error if the parameters are not there
 inline MultiHeadConfig torch_config(const Safetensors& file, Index num_heads,
                                     const std::string& prefix = "") {
+  mha::detail::require(
+      num_heads >= 0 && num_heads <= mha::detail::kMaxSize,
+      "io::torch_config: num_heads must lie between 0 (the layer's class says it) and ",
+      mha::detail::kMaxSize, ", got ", num_heads);
   const auto width = [&](const std::string& name, std::size_t axis) {
     if (!file.contains(prefix + name)) {
       detail::fail_torch(file, "expected a tensor " + prefix + name + ", got none");
@@ -101,7 +106,7 @@ template <class Scalar, int Heads, int HeadDim>
 void load_torch(MultiHead<Scalar, Heads, HeadDim>& layer, const Safetensors& file,
                 const std::string& prefix = "") {
   const MultiHeadConfig& c = layer.config();
-  const auto outputs = detail::input_outputs(layer);
+  const auto outputs = detail::input_outputs(c);
   const Index all = outputs[0] + outputs[1] + outputs[2];
   const bool packed = file.contains(prefix + "in_proj_weight");
 
@@ -119,7 +124,7 @@ void load_torch(MultiHead<Scalar, Heads, HeadDim>& layer, const Safetensors& fil
     detail::check_torch(file, prefix + "k_proj_weight", {outputs[1], c.kdim});
     detail::check_torch(file, prefix + "v_proj_weight", {outputs[2], c.vdim});
   }
-  detail::check_torch(file, prefix + "out_proj.weight", {c.out_dim, layer.out_proj.inputs()});
+  detail::check_torch(file, prefix + "out_proj.weight", {c.out_dim, c.num_heads * c.value_dim});
   if (c.bias) {
     detail::check_torch(file, prefix + "in_proj_bias", {all});
     detail::check_torch(file, prefix + "out_proj.bias", {c.out_dim});
@@ -160,41 +165,56 @@ void load_torch(MultiHead<Scalar, Heads, HeadDim>& layer, const Safetensors& fil
 }
 
 /// Adds the parameters of `layer` to a file to be written, as PyTorch's load_state_dict expects
-/// them.
+/// them: biases of 0 where one of the layer's has been taken away.
 /// @throws std::invalid_argument if packed weights are asked of a layer whose kdim or vdim is not
-/// embed_dim
+/// embed_dim, a parameter was replaced by one of another shape, or a name is taken; nothing has been
+/// added then
 template <class Scalar, int Heads, int HeadDim>
 void save_torch(const MultiHead<Scalar, Heads, HeadDim>& layer, SafetensorsWriter& writer,
                 const std::string& prefix = "", TorchWeights form = TorchWeights::automatic) {
   const MultiHeadConfig& c = layer.config();
-  const auto outputs = detail::input_outputs(layer);
+  const auto outputs = detail::input_outputs(c);
   const Index all = outputs[0] + outputs[1] + outputs[2];
+  mha::detail::check_parameters("io::save_torch", mha::detail::layer_view(layer));
+  mha::detail::require(form == TorchWeights::automatic || form == TorchWeights::packed ||
+                           form == TorchWeights::separate,
+                       "io::save_torch: form must be one of TorchWeights's, got ",
+                       static_cast<int>(form));
   const bool one_width = c.kdim == c.embed_dim && c.vdim == c.embed_dim;
   mha::detail::require(form != TorchWeights::packed || one_width,
                        "io::save_torch: packed weights need kdim and vdim equal to embed_dim, got ",
                        c.kdim, ", ", c.vdim, " and ", c.embed_dim);
+  SafetensorsWriter file;
   if (form == TorchWeights::packed || (form == TorchWeights::automatic && one_width)) {
     Matrix<Scalar> weights(all, c.embed_dim);
     weights << layer.q_proj.weight.transpose(), layer.k_proj.weight.transpose(),
         layer.v_proj.weight.transpose();
-    writer.add(prefix + "in_proj_weight", weights);
+    file.add(prefix + "in_proj_weight", weights);
   } else {
-    writer.add(prefix + "q_proj_weight", Matrix<Scalar>(layer.q_proj.weight.transpose()));
-    writer.add(prefix + "k_proj_weight", Matrix<Scalar>(layer.k_proj.weight.transpose()));
-    writer.add(prefix + "v_proj_weight", Matrix<Scalar>(layer.v_proj.weight.transpose()));
+    file.add(prefix + "q_proj_weight", Matrix<Scalar>(layer.q_proj.weight.transpose()));
+    file.add(prefix + "k_proj_weight", Matrix<Scalar>(layer.k_proj.weight.transpose()));
+    file.add(prefix + "v_proj_weight", Matrix<Scalar>(layer.v_proj.weight.transpose()));
   }
-  writer.add(prefix + "out_proj.weight", Matrix<Scalar>(layer.out_proj.weight.transpose()));
-  if (c.bias) {
-    Vector<Scalar> bias(all);
-    bias << layer.q_proj.bias.transpose(), layer.k_proj.bias.transpose(),
-        layer.v_proj.bias.transpose();
-    writer.add(prefix + "in_proj_bias", bias);
-    writer.add(prefix + "out_proj.bias", Vector<Scalar>(layer.out_proj.bias.transpose()));
+  file.add(prefix + "out_proj.weight", Matrix<Scalar>(layer.out_proj.weight.transpose()));
+  if (c.bias || layer.q_proj.has_bias() || layer.k_proj.has_bias() || layer.v_proj.has_bias() ||
+      layer.out_proj.has_bias()) {
+    Vector<Scalar> bias = Vector<Scalar>::Zero(all);
+    Vector<Scalar> out_bias = Vector<Scalar>::Zero(c.out_dim);
+    const auto copy = [](const auto& linear, auto&& to) {
+      if (linear.has_bias()) to = linear.bias.transpose();
+    };
+    copy(layer.q_proj, bias.head(outputs[0]));
+    copy(layer.k_proj, bias.segment(outputs[0], outputs[1]));
+    copy(layer.v_proj, bias.tail(outputs[2]));
+    copy(layer.out_proj, out_bias);
+    file.add(prefix + "in_proj_bias", bias);
+    file.add(prefix + "out_proj.bias", out_bias);
   }
   if (c.add_bias_kv) {
-    writer.add(prefix + "bias_k", layer.bias_k, {1, 1, outputs[1]});
-    writer.add(prefix + "bias_v", layer.bias_v, {1, 1, outputs[2]});
+    file.add(prefix + "bias_k", layer.bias_k, {1, 1, outputs[1]});
+    file.add(prefix + "bias_v", layer.bias_v, {1, 1, outputs[2]});
   }
+  writer.add(std::move(file));
 }
 
 }  // namespace mha::io

@@ -59,7 +59,9 @@ inline double alibi_slope(Index h, Index num_heads) {
 /// @throws std::invalid_argument if num_heads is negative
 template <class Scalar = float>
 [[nodiscard]] Vector<Scalar> alibi_slopes(Index num_heads) {
-  detail::require(num_heads >= 0, "alibi_slopes: num_heads must not be negative, got ", num_heads);
+  detail::require(num_heads >= 0 && num_heads <= detail::kMaxSize,
+                  "alibi_slopes: num_heads must lie between 0 and ", detail::kMaxSize, ", got ",
+                  num_heads);
   Vector<Scalar> slopes(num_heads);
   for (Index h = 0; h < num_heads; ++h) slopes(h) = detail::alibi_slope_as<Scalar>(h, num_heads);
   return slopes;
@@ -145,9 +147,8 @@ template <class T>
 [[nodiscard]] auto alibi(const T& slopes) {
   if constexpr (EigenDense<T>) {
     static_assert(T::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
-    detail::check_per_head("alibi: there must be at least one slope", slopes.size());
     using Scalar = typename T::Scalar;
-    return Alibi<Scalar>(detail::copied(slopes));
+    return Alibi<Scalar>(detail::copied("alibi: there must be at least one slope", slopes));
   } else {
     static_assert(AttentionScalar<T> || std::is_integral_v<T>,
                   "mha::alibi: the slopes must be a number or an Eigen vector");
@@ -183,10 +184,10 @@ namespace detail {
 template <EigenDense S, EigenDense G>
 auto make_learned_alibi(const S& slopes, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::alibi: the slopes must be a vector");
-  check_per_head("alibi: there must be at least one slope", slopes.size());
   using T = typename S::Scalar;
-  return LearnedAlibi<T, typename G::Scalar>(copied(slopes),
-                                             per_head("alibi", gradient, slopes.size()));
+  Vector<T> own = copied("alibi: there must be at least one slope", slopes);
+  const auto sums = per_head("alibi", gradient, slopes.size());
+  return LearnedAlibi<T, typename G::Scalar>(std::move(own), sums);
 }
 
 }  // namespace detail

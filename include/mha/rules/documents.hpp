@@ -30,6 +30,11 @@ class Documents : public Rule {
         rows_(rows),
         tokens_(tokens) {}
 
+  // A move is a copy: nothing is left without its ids.
+  Documents(const Documents&) = default;
+  Documents& operator=(const Documents&) = default;
+  ~Documents() = default;
+
   void check(const CallExtent& call) const {
     const bool rows_fit = rows_ == call.batch || rows_ == 1;
     const bool tokens_fit = tokens_ == call.kv_len || (call.ragged && tokens_ > call.kv_len);
@@ -144,6 +149,10 @@ template <EigenDense M>
   const bool is_column = M::IsVectorAtCompileTime && M::ColsAtCompileTime == 1;
   const Index rows = is_column ? 1 : ids.rows();
   const Index tokens = is_column ? ids.rows() : ids.cols();
+  if constexpr (EigenInMemory<M>) {
+    detail::require(ids.size() == 0 || ids.data() != nullptr,
+                    "documents: ids must not be null, got ", rows, " x ", tokens);
+  }
   const auto plain = ids.eval();
   std::vector<Index> all;
   all.reserve(static_cast<std::size_t>(ids.size()));

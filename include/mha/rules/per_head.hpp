@@ -12,17 +12,21 @@ namespace mha::inline MHA_ABI {
 
 namespace detail {
 
-/// A vector of its own, from any Eigen vector or expression.
-template <EigenDense S>
-Vector<typename S::Scalar> copied(const S& list) {
-  Vector<typename S::Scalar> all(list.size());
-  for (Index h = 0; h < all.size(); ++h) all(h) = list.coeff(h);
-  return all;
-}
-
 /// A list with one number for all heads, or one per head, has one at least.
 inline void check_per_head(const char* sentence, Index size) {
   require(size >= 1, sentence, ", got ", size);
+}
+
+/// A vector of its own, from any Eigen vector or expression.
+/// @param sentence  what is wrong without an entry
+template <EigenDense S>
+Vector<typename S::Scalar> copied(const char* sentence, const S& list) {
+  bool has_data = true;
+  if constexpr (EigenInMemory<S>) has_data = list.data() != nullptr;
+  check_per_head(sentence, has_data ? list.size() : 0);
+  Vector<typename S::Scalar> all(list.size());
+  for (Index h = 0; h < all.size(); ++h) all(h) = list.coeff(h);
+  return all;
 }
 
 /// The entry of head h of a list with one for all, or one per head.

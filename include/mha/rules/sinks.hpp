@@ -43,9 +43,8 @@ template <class T>
 [[nodiscard]] auto sinks(const T& logits) {
   if constexpr (EigenDense<T>) {
     static_assert(T::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
-    detail::check_per_head("sinks: there must be at least one logit", logits.size());
     using Scalar = typename T::Scalar;
-    return Sinks<Scalar>(detail::copied(logits));
+    return Sinks<Scalar>(detail::copied("sinks: there must be at least one logit", logits));
   } else {
     return Sinks<T>(Vector<T>::Constant(1, logits));
   }
@@ -75,10 +74,10 @@ namespace detail {
 template <EigenDense S, EigenDense G>
 auto make_learned_sinks(const S& logits, G& gradient) {
   static_assert(S::IsVectorAtCompileTime, "mha::sinks: the logits must be a vector");
-  detail::check_per_head("sinks: there must be at least one logit", logits.size());
   using T = typename S::Scalar;
-  return LearnedSinks<T, typename G::Scalar>(copied(logits),
-                                             per_head("sinks", gradient, logits.size()));
+  Vector<T> own = copied("sinks: there must be at least one logit", logits);
+  const auto sums = per_head("sinks", gradient, logits.size());
+  return LearnedSinks<T, typename G::Scalar>(std::move(own), sums);
 }
 
 }  // namespace detail

@@ -209,6 +209,8 @@ class CacheState {
 
   /// Of the keys of the last call, rows[0], rows[1], ... stay, moved together.
   void accept(const char* where, const std::vector<Index>& rows) {
+    require(most() == size(), where, ": every layer must have had the last call, got ", size(),
+            " keys in one and ", most(), " in another");
     const Index first = first_of_last_;
     const Index count = size() - first;
     for (std::size_t k = 0; k < rows.size(); ++k) {

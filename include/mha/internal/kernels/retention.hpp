@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "mha/internal/kernels/head.hpp"
+#include "mha/internal/support/saturate.hpp"
 
 namespace mha::inline MHA_ABI::kernels {
 
@@ -20,7 +21,8 @@ struct Retention {
   /// Keys that a query at `position` no longer sees.
   KeyRange forgotten(Index position) const {
     if (window == 0) return {0, 0};
-    return {first_keys, std::max(first_keys, position - window + 1)};
+    return {first_keys,
+            std::max(first_keys, mha::detail::saturated_difference(position, window - 1))};
   }
 };
 
@@ -57,7 +59,7 @@ class RetainedRules {
     return *static_cast<const RetainedRules*>(rules);
   }
   KeyRange forgotten(const Extent& extent, Index b, Index i) const {
-    return sequences_[b - first_batch_].forgotten(extent.offset + i);
+    return sequences_[b - first_batch_].forgotten(mha::detail::saturated_sum(extent.offset, i));
   }
 
   static Extent placed(const void* rules, const Extent& extent, Index b, Index h) {
