@@ -128,47 +128,32 @@ AttentionResult<Scalar> allocate_result(const CallExtent& call, Index value_dim,
   return result;
 }
 
-/// attention_forward() under the name of the function that was called.
-template <TensorLike Q, TensorLike K, TensorLike V, class Given>
-auto attention_result(const char* where, const Q& query, const K& key, const V& value,
-                      const Given& given) {
-  using Scalar = element_t<const Q>;
-  static_assert(TypesFit<Scalar, element_t<const K>, element_t<const V>, rule_t<Given>>::kChecked);
-  decltype(auto) rules = as_rules(given.rule());
-  const AttentionOptions& options = given.options();
-  const TensorView<const Scalar> q = tensor_view(query);
-  const TensorView<const Scalar> k = tensor_view(key);
-  const TensorView<const Scalar> v = tensor_view(value);
+/// A whole call over tensors, with results of its own.
+template <class Scalar>
+AttentionResult<Scalar> attend_to_tensors(const char* where, const TensorView<const Scalar>& q,
+                                          const TensorView<const Scalar>& k,
+                                          const TensorView<const Scalar>& v,
+                                          const CallRules<Scalar>& rules,
+                                          const AttentionOptions& options) {
   const CallExtent call =
-      check_attention<Scalar>(where, q, k, v, erased<accumulator_t<Scalar>>(rules),
-                              options.past_len, options.box)
-          .first;
+      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
   AttentionResult<Scalar> result = allocate_result<Scalar>(call, v.size(3), options);
-  attend(BatchTask<Scalar>{q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
-                           &options.past_len, options.box},
-         rules, options.executor, options.workspace);
+  rules.attend({q, k, v, result.output.view(), result.weights.view(), result.lse.view(),
+                &options.past_len, options.box},
+               options.executor, options.workspace);
   return result;
 }
 
-/// scaled_dot_product_attention_forward() likewise.
-template <EigenDense Q, EigenDense K, EigenDense V, class Given>
-auto head_result(const char* where, const Q& query, const K& key, const V& value,
-                 const Given& given) {
-  using Scalar = typename Q::Scalar;
-  static_assert(TypesFit<Scalar, typename K::Scalar, typename V::Scalar, rule_t<Given>>::kChecked);
-  decltype(auto) rules = as_rules(given.rule());
-  const AttentionOptions& options = given.options();
-  const Argument<Q> q_argument(query);
-  const Argument<K> k_argument(key);
-  const Argument<V> v_argument(value);
-  const auto q = as_tensor(q_argument.view());
-  const auto k = as_tensor(k_argument.view());
-  const auto v = as_tensor(v_argument.view());
-  const CallExtent call =
-      check_attention<Scalar>(where, q, k, v, erased<accumulator_t<Scalar>>(rules),
-                              options.past_len, options.box)
-          .first;
+/// And over one head's matrices.
+template <class Scalar>
+HeadResult<Scalar> attend_to_matrices(const char* where, const TensorView<const Scalar>& q,
+                                      const TensorView<const Scalar>& k,
+                                      const TensorView<const Scalar>& v,
+                                      const CallRules<Scalar>& rules,
+                                      const AttentionOptions& options) {
   using Acc = accumulator_t<Scalar>;
+  const CallExtent call =
+      check_attention<Scalar>(where, q, k, v, rules, options.past_len, options.box).first;
   check_count(where, "output", {1, 1, call.query_len, v.size(3)}, sizeof(Scalar));
   if (options.need_weights) {
     check_count(where, "weights", {1, 1, call.query_len, call.kv_len}, sizeof(Acc));
@@ -177,11 +162,48 @@ auto head_result(const char* where, const Q& query, const K& key, const V& value
   result.output.resize(call.query_len, v.size(3));
   if (options.need_weights) result.weights.resize(call.query_len, call.kv_len);
   if (options.need_lse) result.lse.resize(call.query_len);
-  attend(BatchTask<Scalar>{q, k, v, as_tensor(matrix_view(result.output)),
-                           as_tensor(matrix_view(result.weights)),
-                           as_tensor(matrix_view(result.lse)), &options.past_len, options.box},
-         rules, options.executor, options.workspace);
+  rules.attend(
+      {q, k, v, as_tensor(matrix_view(result.output)), as_tensor(matrix_view(result.weights)),
+       as_tensor(matrix_view(result.lse)), &options.past_len, options.box},
+      options.executor, options.workspace);
   return result;
+}
+
+/// attention_forward() under the name of the function that was called.
+template <TensorLike Q, TensorLike K, TensorLike V, class Given>
+auto attention_result(const char* where, const Q& query, const K& key, const V& value,
+                      const Given& given) {
+  using Scalar = element_t<const Q>;
+  static_assert(TypesFit<Scalar, element_t<const K>, element_t<const V>, rule_t<Given>>::kChecked);
+  return attend_to_tensors<Scalar>(where, tensor_view(query), tensor_view(key), tensor_view(value),
+                                   call_rules<Scalar>(as_rules(given.rule())), given.options());
+}
+
+/// scaled_dot_product_attention_forward() likewise.
+template <EigenDense Q, EigenDense K, EigenDense V, class Given>
+auto head_result(const char* where, const Q& query, const K& key, const V& value,
+                 const Given& given) {
+  using Scalar = typename Q::Scalar;
+  static_assert(TypesFit<Scalar, typename K::Scalar, typename V::Scalar, rule_t<Given>>::kChecked);
+  const Argument<Q> q(query);
+  const Argument<K> k(key);
+  const Argument<V> v(value);
+  return attend_to_matrices<Scalar>(where, as_tensor(q.view()), as_tensor(k.view()),
+                                    as_tensor(v.view()), call_rules<Scalar>(as_rules(given.rule())),
+                                    given.options());
+}
+
+/// attention_into() but for the types.
+template <class Scalar>
+void attend_into(const AttentionOutputs<Scalar>& outputs, const TensorView<const Scalar>& q,
+                 const TensorView<const Scalar>& k, const TensorView<const Scalar>& v,
+                 const CallRules<Scalar>& rules, const AttentionOptions& options) {
+  const auto [call, ranges] =
+      check_attention<Scalar>("attention_into", q, k, v, rules, options.past_len, options.box);
+  check_outputs(call, ranges, outputs, q, k, v);
+  rules.attend(
+      {q, k, v, outputs.output, outputs.weights, outputs.lse, &options.past_len, options.box},
+      options.executor, options.workspace);
 }
 
 }  // namespace detail
@@ -226,18 +248,9 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
                        detail::element_t<const V>, detail::rule_t<decltype(given)>>::kChecked);
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>>,
                 "mha: query and output must share one Scalar");
-  decltype(auto) rules = detail::as_rules(given.rule());
-  const AttentionOptions& how = given.options();
-  const TensorView<const Scalar> q = tensor_view(query);
-  const TensorView<const Scalar> k = tensor_view(key);
-  const TensorView<const Scalar> v = tensor_view(value);
-  const auto [call, ranges] = detail::check_attention<Scalar>(
-      "attention_into", q, k, v, detail::erased<accumulator_t<Scalar>>(rules), how.past_len,
-      how.box);
-  detail::check_outputs(call, ranges, outputs, q, k, v);
-  detail::attend(detail::BatchTask<Scalar>{q, k, v, outputs.output, outputs.weights, outputs.lse,
-                                           &how.past_len, how.box},
-                 rules, how.executor, how.workspace);
+  detail::attend_into<Scalar>(outputs, tensor_view(query), tensor_view(key), tensor_view(value),
+                              detail::call_rules<Scalar>(detail::as_rules(given.rule())),
+                              given.options());
 }
 
 /// The same for the output alone: a TensorView, Tensor, Eigen::Tensor or matrix of the right size.

@@ -142,15 +142,35 @@ MHA_COMPILED_GRADIENTS(double)
 #endif
 
 /// A backward pass whose arguments have been checked.
-template <class Scalar, class RuleSet>
-void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
-                   const BackwardViews<Scalar>& x, const RuleSet& rules,
-                   const AttentionOptions& options) {
+template <class Scalar>
+void run_backward(const AttentionGradientOutputs<Scalar>& gradients, const BackwardViews<Scalar>& x,
+                  const CallGradientRules<Scalar>& rules, const AttentionOptions& options) {
   const BatchTask<Scalar> task{x.query, x.key,         x.value,           x.forward.output,
                                {},      x.forward.lse, &options.past_len, options.box};
-  backward(
-      BatchGradient<Scalar>{task, x.grad_output, gradients.query, gradients.key, gradients.value},
-      rules, options.executor, options.workspace);
+  rules.backward({task, x.grad_output, gradients.query, gradients.key, gradients.value},
+                 options.executor, options.workspace);
+}
+
+/// attention_backward_into() but for the types.
+template <class Scalar>
+void backward_into(const AttentionGradientOutputs<Scalar>& gradients,
+                   const BackwardViews<Scalar>& x, const CallGradientRules<Scalar>& rules,
+                   const AttentionOptions& options) {
+  constexpr const char* kWhere = "attention_backward_into";
+  check_gradients(kWhere, gradients, x, check_backward(kWhere, x, rules, options));
+  run_backward(gradients, x, rules, options);
+}
+
+/// With gradients of its own: make() gives their views, when all has been checked.
+template <class Scalar, class Make>
+void backward_with(const char* where, const BackwardViews<Scalar>& x,
+                   const CallGradientRules<Scalar>& rules, const AttentionOptions& options,
+                   const Make& make) {
+  (void)check_backward(where, x, rules, options);
+  check_count(where, "the gradient of query", x.query.sizes, sizeof(Scalar));
+  check_count(where, "the gradient of key", x.key.sizes, sizeof(Scalar));
+  check_count(where, "the gradient of value", x.value.sizes, sizeof(Scalar));
+  run_backward<Scalar>(make(), x, rules, options);
 }
 
 }  // namespace detail
@@ -179,14 +199,10 @@ void attention_backward_into(const AttentionGradientOutputs<Scalar>& gradients,
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>> &&
                     std::is_same_v<Scalar, detail::element_t<const G>>,
                 "mha: query, grad_output and the gradients must share one Scalar");
-  decltype(auto) rules = detail::as_rules(given.rule());
-  const char* const where = "attention_backward_into";
-  const detail::BackwardViews<Scalar> views{tensor_view(grad_output), tensor_view(query),
-                                            tensor_view(key), tensor_view(value), forward};
-  const detail::BackwardRanges ranges = detail::check_backward(
-      where, views, detail::erased<accumulator_t<Scalar>>(rules), given.options());
-  detail::check_gradients(where, gradients, views, ranges);
-  detail::backward_into(gradients, views, rules, given.options());
+  detail::backward_into<Scalar>(
+      gradients,
+      {tensor_view(grad_output), tensor_view(query), tensor_view(key), tensor_view(value), forward},
+      detail::call_gradient_rules<Scalar>(detail::as_rules(given.rule())), given.options());
 }
 
 /// Gradients of attention_forward(): of the loss L by query, key and value, from grad_output =
@@ -208,24 +224,21 @@ template <TensorLike G, TensorLike Q, TensorLike K, TensorLike V, class Scalar,
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>> &&
                     std::is_same_v<Scalar, detail::element_t<const G>>,
                 "mha: query, grad_output and forward must share one Scalar");
-  decltype(auto) rules = detail::as_rules(given.rule());
-  const char* const where = "attention_backward";
   const detail::BackwardViews<Scalar> views{
       tensor_view(grad_output),
       tensor_view(query),
       tensor_view(key),
       tensor_view(value),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, detail::erased<accumulator_t<Scalar>>(rules),
-                               given.options());
-  detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
-  detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
-  detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));
-  AttentionGradients<Scalar> gradients{Tensor<Scalar>(views.query.sizes),
-                                       Tensor<Scalar>(views.key.sizes),
-                                       Tensor<Scalar>(views.value.sizes)};
-  detail::backward_into<Scalar>({gradients.query, gradients.key, gradients.value}, views, rules,
-                                given.options());
+  AttentionGradients<Scalar> gradients;
+  const auto make = [&] {
+    gradients = {Tensor<Scalar>(views.query.sizes), Tensor<Scalar>(views.key.sizes),
+                 Tensor<Scalar>(views.value.sizes)};
+    return AttentionGradientOutputs<Scalar>{gradients.query, gradients.key, gradients.value};
+  };
+  detail::backward_with<Scalar>("attention_backward", views,
+                                detail::call_gradient_rules<Scalar>(detail::as_rules(given.rule())),
+                                given.options(), make);
   return gradients;
 }
 
@@ -241,8 +254,6 @@ template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
   static_assert(
       std::is_same_v<Scalar, typename Q::Scalar> && std::is_same_v<Scalar, typename G::Scalar>,
       "mha: query, grad_output and forward must share one Scalar");
-  decltype(auto) rules = detail::as_rules(given.rule());
-  const char* const where = "scaled_dot_product_attention_backward";
   const detail::Argument<G> g(grad_output);
   const detail::Argument<Q> q(query);
   const detail::Argument<K> k(key);
@@ -253,17 +264,19 @@ template <EigenDense G, EigenDense Q, EigenDense K, EigenDense V, class Scalar,
       detail::as_tensor(k.view()),
       detail::as_tensor(v.view()),
       {.output = detail::writable(forward.output), .lse = detail::writable(forward.lse)}};
-  (void)detail::check_backward(where, views, detail::erased<accumulator_t<Scalar>>(rules),
-                               given.options());
-  detail::check_count(where, "the gradient of query", views.query.sizes, sizeof(Scalar));
-  detail::check_count(where, "the gradient of key", views.key.sizes, sizeof(Scalar));
-  detail::check_count(where, "the gradient of value", views.value.sizes, sizeof(Scalar));
-  HeadGradients<Scalar> gradients{Matrix<Scalar>(query.rows(), query.cols()),
-                                  Matrix<Scalar>(key.rows(), key.cols()),
-                                  Matrix<Scalar>(value.rows(), value.cols())};
-  detail::backward_into<Scalar>(
-      {tensor_view(gradients.query), tensor_view(gradients.key), tensor_view(gradients.value)},
-      views, rules, given.options());
+  HeadGradients<Scalar> gradients;
+  const auto make = [&] {
+    const auto sized = [](Matrix<Scalar>& m, const TensorView<const Scalar>& like) {
+      m.resize(like.size(2), like.size(3));
+      return tensor_view(m);
+    };
+    return AttentionGradientOutputs<Scalar>{sized(gradients.query, views.query),
+                                            sized(gradients.key, views.key),
+                                            sized(gradients.value, views.value)};
+  };
+  detail::backward_with<Scalar>("scaled_dot_product_attention_backward", views,
+                                detail::call_gradient_rules<Scalar>(detail::as_rules(given.rule())),
+                                given.options(), make);
   return gradients;
 }
 

@@ -59,13 +59,12 @@ struct CachedCall {
   void check(const AttentionOutputs<Scalar>& outputs) const {
     check_outputs(extent, {query_range_, {}, {}}, outputs, task.query, task.key, task.value);
   }
-  template <class RuleSet>
-  void run(const AttentionOutputs<Scalar>& outputs, const RuleSet& rules,
+  void run(const AttentionOutputs<Scalar>& outputs, const CallRules<Scalar>& rules,
            const AttentionOptions& options) {
     task.output = outputs.output;
     task.weights = outputs.weights;
     task.lse = outputs.lse;
-    attend(task, rules, options.executor, options.workspace);
+    rules.attend(task, options.executor, options.workspace);
   }
 
  private:
@@ -73,13 +72,13 @@ struct CachedCall {
 };
 
 /// What attention() and attention_forward() return.
-template <class Scalar, class RuleType>
+template <class Scalar>
 AttentionResult<Scalar> cached_attention_result(const char* where,
                                                 const TensorView<const Scalar>& query,
-                                                const CachedKeys& keys, const RuleType& rule,
+                                                const CachedKeys& keys,
+                                                const CallRules<Scalar>& rules,
                                                 const AttentionOptions& options) {
-  decltype(auto) rules = as_rules(rule);
-  CachedCall<Scalar> call(where, query, keys, erased<accumulator_t<Scalar>>(rules), options);
+  CachedCall<Scalar> call(where, query, keys, rules, options);
   AttentionResult<Scalar> result = allocate_result<Scalar>(call.extent, keys.value_dim(), options);
   call.run({result.output.view(), result.weights.view(), result.lse.view()}, rules, options);
   return result;
@@ -101,10 +100,10 @@ void attention_into(const AttentionOutputs<Scalar>& outputs, const Q& query, con
                 "mha: after the rule come AttentionOptions, or nothing");
   static_assert(std::is_same_v<Scalar, detail::element_t<const Q>>,
                 "mha: query and output must share one Scalar");
-  decltype(auto) rules = detail::as_rules(rule);
+  decltype(auto) rule_set = detail::as_rules(rule);
+  const auto rules = detail::call_rules<Scalar>(rule_set);
   const TensorView<const Scalar> q = tensor_view(query);
-  detail::CachedCall<Scalar> call("attention_into", q, keys,
-                                  detail::erased<accumulator_t<Scalar>>(rules), options);
+  detail::CachedCall<Scalar> call("attention_into", q, keys, rules, options);
   call.check(outputs);
   call.run(outputs, rules, options);
 }
@@ -125,7 +124,8 @@ template <TensorLike Q, IsRule R, class O = AttentionOptions>
                                      const O& options = {}) {
   using Scalar = detail::element_t<const Q>;
   return detail::cached_attention_result<Scalar>("attention_forward", tensor_view(query), keys,
-                                                 rule, options);
+                                                 detail::call_rules<Scalar>(detail::as_rules(rule)),
+                                                 options);
 }
 
 /// attention() over cached keys.
@@ -133,7 +133,8 @@ template <TensorLike Q, IsRule R, class O = AttentionOptions>
 [[nodiscard]] auto attention(const Q& query, const CachedKeys& keys, const R& rule,
                              const O& options = {}) {
   using Scalar = detail::element_t<const Q>;
-  return detail::cached_attention_result<Scalar>("attention", tensor_view(query), keys, rule,
+  return detail::cached_attention_result<Scalar>("attention", tensor_view(query), keys,
+                                                 detail::call_rules<Scalar>(detail::as_rules(rule)),
                                                  options)
       .output;
 }

@@ -175,9 +175,10 @@ class MultiHead : public LayerCalls<MultiHead<Scalar_, Heads, HeadDim>, Scalar_>
                       const Options& options) const {
     const auto layer = detail::layer_view(*this);
     const detail::LayerRecord<Scalar>& record = pass.tape_;
-    detail::check_backward<Scalar>("MultiHead::backward", layer, id_.value(),
-                                   gradient_view(gradients), record, grad_output, rules, options);
-    detail::run_backward(layer, gradients, pass.tape_, grad_output, rules, options);
+    detail::check_layer_backward<Scalar>("MultiHead::backward", layer, id_.value(),
+                                         gradient_view(gradients), record, grad_output, rules,
+                                         options);
+    detail::run_layer_backward(layer, gradients, pass.tape_, grad_output, rules, options);
   }
 
   friend Calls;

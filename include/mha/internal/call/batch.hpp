@@ -166,6 +166,25 @@ void attend(const BatchTask<In, Out, Acc>& call, const RuleSet& rules, const Exe
   }
 }
 
+/// Rules without their type, for a call over tensors of type In that is all there is.
+template <class In>
+struct CallRules : ErasedRules<accumulator_t<In>> {
+  void (*attend_of)(const void*, const BatchTask<In>&, const Executor&, Workspace*) = nullptr;
+
+  void attend(const BatchTask<In>& call, const Executor& executor, Workspace* workspace) const {
+    attend_of(this->rules, call, executor, workspace);
+  }
+};
+
+/// Refers to `rules`.
+template <class In, class RuleSet>
+CallRules<In> call_rules(const RuleSet& rules MHA_LIFETIMEBOUND) {
+  return {erased<accumulator_t<In>>(rules), [](const void* p, const BatchTask<In>& call,
+                                               const Executor& executor, Workspace* workspace) {
+            mha::detail::attend(call, rules_at<RuleSet>(p), executor, workspace);
+          }};
+}
+
 }  // namespace mha::detail
 
 #if defined(MHA_COMPILED_TEMPLATE)

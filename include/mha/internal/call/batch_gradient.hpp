@@ -297,4 +297,24 @@ void backward(const BatchGradient<In, Acc>& call, const RuleSet& rules, const Ex
   }
 }
 
+/// Rules without their type, for a backward pass over tensors of type In.
+template <class In>
+struct CallGradientRules : ErasedRules<accumulator_t<In>> {
+  void (*backward_of)(const void*, const BatchGradient<In>&, const Executor&, Workspace*) = nullptr;
+
+  void backward(const BatchGradient<In>& call, const Executor& executor,
+                Workspace* workspace) const {
+    backward_of(this->rules, call, executor, workspace);
+  }
+};
+
+/// Refers to `rules`.
+template <class In, class RuleSet>
+CallGradientRules<In> call_gradient_rules(const RuleSet& rules MHA_LIFETIMEBOUND) {
+  return {erased<accumulator_t<In>>(rules), [](const void* p, const BatchGradient<In>& call,
+                                               const Executor& executor, Workspace* workspace) {
+            mha::detail::backward(call, rules_at<RuleSet>(p), executor, workspace);
+          }};
+}
+
 }  // namespace mha::detail

@@ -53,9 +53,12 @@ class FewRowsScores {
     const T factor = calls_.query_factor();
     for (Index r = 0; r < rows_; ++r) {
       const MatrixView<const In> query = head_of(r).task.query.middle_rows(query_of(r), 1);
-      T* const row = at_.query + r * key_.cols;
+      T* const row = at_.query + r * at_.wide_head;
       convert_rows(kernels_, query, row, key_.cols);
-      for (Index d = 0; factor != T(1) && d < key_.cols; ++d) row[d] *= factor;
+      if (factor == T(1)) continue;
+      std::fill(row + key_.cols, row + at_.wide_head, T(0));
+      // A -0 becomes +0, which no sum tells apart.
+      kernels_.end_row(row, at_.wide_head / kernels_.vector_lanes, factor);
     }
   }
 
@@ -144,7 +147,7 @@ class FewRowsScores {
     x.vectors = vectors_of(keys);
     x.depth = key_.cols;
     x.a = at_.query;
-    x.a_row = key_.cols;
+    x.a_row = at_.wide_head;
     x.a_step = 1;
     x.b = panel;
     x.b_step = step;

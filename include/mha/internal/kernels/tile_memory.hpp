@@ -172,10 +172,11 @@ template <class T>
 struct FewRowsMemory {
   static constexpr Index kPanel = kLanes<T> / 2;  ///< keys transposed at a time (measured)
   Index wide = 0;                                 ///< value_dim in whole vectors
+  Index wide_head = 0;                            ///< head_dim likewise
   SoftmaxStates<T> states;
   SoftmaxState<T> extra{};  ///< of the extra key, if there is one
   T* part = nullptr;        ///< [rows][wide]: a tile's part of the output
-  T* query = nullptr;       ///< [rows][head_dim]: scale * Q
+  T* query = nullptr;       ///< [rows][wide_head]: scale * Q
   T* key = nullptr;         ///< [head_dim][kPanel]: K^T
   T* s = nullptr;           ///< [rows][kKeyTile]
   T* value = nullptr;       ///< [keys][wide], where V cannot be read in place
@@ -188,10 +189,11 @@ struct FewRowsMemory {
 
   FewRowsMemory(const TileSizes& sizes, Index rows, Arena& arena)
       : wide(round_up(sizes.value_dim, 64 / static_cast<Index>(sizeof(T)))),
+        wide_head(round_up(sizes.head_dim, 64 / static_cast<Index>(sizeof(T)))),
         states(sizes, rows * wide, rows, arena) {
     if (sizes.extra_key) extra = SoftmaxState<T>::take(rows * wide, rows, arena);
     part = arena.take<T>(rows * wide);
-    query = arena.take<T>(rows * sizes.head_dim);
+    query = arena.take<T>(rows * wide_head);
     key = arena.take<T>(sizes.head_dim * (sizes.converts ? kKeyTile : kPanel));
     s = arena.take<T>(rows * kKeyTile);
     const Index keys = std::min(round_up(sizes.kv_len, 16), kKeyTile);

@@ -225,20 +225,21 @@ void compute_training(const LayerView<Scalar>& layer, LayerRecord<Scalar>& recor
   LayerGradient<Scalar>(layer).forward(output, record, rules, options);
 }
 template <class Scalar>
-void check_backward(const char* where, const LayerView<Scalar>& layer, std::uint64_t layer_id,
-                    const LayerGradientView<accumulator_t<Scalar>>& grads,
-                    const LayerRecord<Scalar>& record, const MatrixView<const Scalar>& grad_output,
-                    const LayerGradientRules<accumulator_t<Scalar>>& rules,
-                    const MultiHeadOptions& options) {
+void check_layer_backward(const char* where, const LayerView<Scalar>& layer, std::uint64_t layer_id,
+                          const LayerGradientView<accumulator_t<Scalar>>& grads,
+                          const LayerRecord<Scalar>& record,
+                          const MatrixView<const Scalar>& grad_output,
+                          const LayerGradientRules<accumulator_t<Scalar>>& rules,
+                          const MultiHeadOptions& options) {
   LayerGradient<Scalar>(layer).check(where, layer_id, grads, record, grad_output, rules, options);
 }
 template <class Scalar>
-void compute_backward(const LayerView<Scalar>& layer,
-                      const LayerGradientView<accumulator_t<Scalar>>& grads,
-                      LayerRecord<Scalar>& record,
-                      const BetweenSteps<accumulator_t<Scalar>>& between,
-                      const LayerGradientRules<accumulator_t<Scalar>>& rules,
-                      const MultiHeadOptions& options) {
+void compute_layer_backward(const LayerView<Scalar>& layer,
+                            const LayerGradientView<accumulator_t<Scalar>>& grads,
+                            LayerRecord<Scalar>& record,
+                            const BetweenSteps<accumulator_t<Scalar>>& between,
+                            const LayerGradientRules<accumulator_t<Scalar>>& rules,
+                            const MultiHeadOptions& options) {
   LayerGradient<Scalar>(layer).backward(grads, record, between, rules, options);
 }
 
@@ -250,11 +251,11 @@ void compute_backward(const LayerView<Scalar>& layer,
   MHA_COMPILED_TEMPLATE void compute_training(const LayerView<T>&, LayerRecord<T>&,              \
                                               const LayerGradientRules<T>&,                      \
                                               const MultiHeadOptions&, const MatrixView<T>&);    \
-  MHA_COMPILED_TEMPLATE void check_backward(                                                     \
+  MHA_COMPILED_TEMPLATE void check_layer_backward(                                               \
       const char*, const LayerView<T>&, std::uint64_t, const LayerGradientView<T>&,              \
       const LayerRecord<T>&, const MatrixView<const T>&, const LayerGradientRules<T>&,           \
       const MultiHeadOptions&);                                                                  \
-  MHA_COMPILED_TEMPLATE void compute_backward(                                                   \
+  MHA_COMPILED_TEMPLATE void compute_layer_backward(                                             \
       const LayerView<T>&, const LayerGradientView<T>&, LayerRecord<T>&, const BetweenSteps<T>&, \
       const LayerGradientRules<T>&, const MultiHeadOptions&);
 MHA_COMPILED_TRAINING(float)
@@ -282,10 +283,10 @@ void run_training(const LayerView<Scalar>& layer, std::uint64_t layer_id, Matrix
 /// And of backward().
 /// @param gradients  MultiHeadGradients
 template <class Scalar, class Gradients>
-void run_backward(const LayerView<Scalar>& layer, Gradients& gradients, LayerTape<Scalar>& tape,
-                  const MatrixView<const Scalar>& grad_output,
-                  const LayerGradientRules<accumulator_t<Scalar>>& rules,
-                  const MultiHeadOptions& options) {
+void run_layer_backward(const LayerView<Scalar>& layer, Gradients& gradients,
+                        LayerTape<Scalar>& tape, const MatrixView<const Scalar>& grad_output,
+                        const LayerGradientRules<accumulator_t<Scalar>>& rules,
+                        const MultiHeadOptions& options) {
   using Acc = accumulator_t<Scalar>;
   const auto& [query, key, value] = tape.inputs;
   const Inputs inputs = LayerPass<Scalar>::inputs_of(tape.inputs);
@@ -309,7 +310,7 @@ void run_backward(const LayerView<Scalar>& layer, Gradients& gradients, LayerTap
                                   like(tape.grad_bias_k, sequences, layer.bias_k.cols),
                                   like(tape.grad_bias_v, sequences, layer.bias_v.cols)};
   LayerRecord<Scalar>& record = tape;
-  compute_backward(layer, gradient_view(gradients), record, between, rules, options);
+  compute_layer_backward(layer, gradient_view(gradients), record, between, rules, options);
 }
 
 }  // namespace mha::detail
