@@ -126,19 +126,23 @@ class FewRows : public FewRowsScores<In, Out, T> {
   void weigh(Index from, Index to, T* part) {
     std::fill_n(part, rows_ * at_.wide, T(0));
     if (value_.cols == 0) return;
-    const KeyTiles<In, T>& tiles = heads_[0].tiles;
     MatrixView<const T> rows;
-    if (at_.wide == value_.cols) rows = tiles.values_in_place(from, to);
-    if (rows.data == nullptr) {
-      tiles.copy_values(from, to, at_.value, at_.wide);
-      for (Index j = 0; at_.wide > value_.cols && j < to - from; ++j) {
-        std::fill(at_.value + j * at_.wide + value_.cols, at_.value + (j + 1) * at_.wide, T(0));
+    if (at_.wide == value_.cols) rows = heads_[0].tiles.values_in_place(from, to);
+    const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
+    if (rows.data == nullptr && whole) {  // copied where they are used at once
+      for (Index j = from; j < to; j += kKeysAtATime) {
+        const Index count = std::min(kKeysAtATime, to - j);
+        copy_values(j, j + count);
+        multiply_values(at_.value, at_.wide, at_.s + j - from, count, rows_, part);
       }
+      return;
+    }
+    if (rows.data == nullptr) {
+      copy_values(from, to);
       rows = {at_.value, to - from, at_.wide, at_.wide, 1};
     }
     const T* const values = rows.data;
     const Index stride = rows.row_stride;
-    const bool whole = !calls_.may_mask && all_begin_ <= from && all_end_ >= to;
     if (whole || kernels_.all_finite(values, stride, 1, to - from, at_.wide)) {
       weigh_keys(values, stride, 0, to - from, 0, rows_, part);
       return;
@@ -158,32 +162,46 @@ class FewRows : public FewRowsScores<In, Out, T> {
     weigh_keys(values, stride, clean, to - from, 0, rows_, part);
   }
 
+  /// In whole vectors, to at_.value.
+  void copy_values(Index from, Index to) {
+    heads_[0].tiles.copy_values(from, to, at_.value, at_.wide);
+    for (Index j = 0; at_.wide > value_.cols && j < to - from; ++j) {
+      std::fill(at_.value + j * at_.wide + value_.cols, at_.value + (j + 1) * at_.wide, T(0));
+    }
+  }
+
   /// Keys begin, ..., end - 1 of the tile, for `count` rows from `row` on.
   void weigh_keys(const T* values, Index stride, Index begin, Index end, Index row, Index count,
                   T* part) {
     if (begin >= end) return;
-    // Few keys at a time for all channels, so that V is read in the order in which it lies.
-    constexpr Index kKeys = 16;
-    for (Index j = begin; j < end; j += kKeys) {
-      Product<T> x;
-      x.rows = count;
-      x.vectors = vectors_of(at_.wide);
-      x.depth = std::min(kKeys, end - j);
-      x.a = at_.s + row * kKeyTile + j;
-      x.a_row = kKeyTile;
-      x.a_step = 1;
-      x.b = values + j * stride;
-      x.b_step = stride;
-      x.c = part + row * at_.wide;
-      x.c_row = at_.wide;
-      x.accumulate = true;
-      if (values != at_.value && heads_[0].tiles.in_pages()) {
-        x.b_ahead = kRowsAhead;
-        if (j + kKeys >= end) x.b_next = next_panel_;
-      }
-      x.fetch[0] = x.fetch[1] = x.a;
-      kernels_.product(x);
+    const bool in_pages = values != at_.value && heads_[0].tiles.in_pages();
+    for (Index j = begin; j < end; j += kKeysAtATime) {
+      const bool is_last = j + kKeysAtATime >= end;
+      multiply_values(values + j * stride, stride, at_.s + row * kKeyTile + j,
+                      std::min(kKeysAtATime, end - j), count, part + row * at_.wide, in_pages,
+                      is_last);
     }
+  }
+  /// part += the weights of so many keys times their values, for `count` rows.
+  /// @param in_pages  the values are read there; the next panel of keys after the last of them
+  void multiply_values(const T* values, Index stride, const T* weights, Index keys, Index count,
+                       T* part, bool in_pages = false, bool is_last = false) {
+    Product<T> x;
+    x.rows = count;
+    x.vectors = vectors_of(at_.wide);
+    x.depth = keys;
+    x.a = weights;
+    x.a_row = kKeyTile;
+    x.a_step = 1;
+    x.b = values;
+    x.b_step = stride;
+    x.c = part;
+    x.c_row = at_.wide;
+    x.accumulate = true;
+    if (in_pages) x.b_ahead = kRowsAhead;
+    if (in_pages && is_last) x.b_next = next_panel_;
+    x.fetch[0] = x.fetch[1] = x.a;
+    kernels_.product(x);
   }
 
   /// The row's sum of weighted values, times a factor, to where it belongs.
@@ -279,6 +297,8 @@ class FewRows : public FewRowsScores<In, Out, T> {
     }
   }
 
+  /// Few keys at a time for all channels, so that V is read in the order in which it lies.
+  static constexpr Index kKeysAtATime = 16;
   const T* next_panel_ = nullptr;  ///< the keys behind the tile at hand, in pages
   bool fresh_ = true;              ///< no key of the chunk yet: acc holds nothing
 };

@@ -104,10 +104,16 @@ class FewRowsScores {
     const Index lanes = vectors_of(keys) * kernels_.vector_lanes;
     const KeyTiles<In, T>& tiles = heads_[0].tiles;
     if (const T* const panel = tiles.panel(from); panel != nullptr) {
-      multiply_panel(panel, kKeyTile, keys, at_.s, tiles.values_in_place(from, to).data);
+      multiply_panel(panel, kKeyTile, keys, at_.s, 0, key_.cols,
+                     tiles.values_in_place(from, to).data);
     } else if (tiles.in_pages()) {
-      tiles.convert_panel(from, to, at_.key, kKeyTile);
-      multiply_panel(at_.key, kKeyTile, keys, at_.s);
+      // As many channels at a time as stay in the first-level cache until they are used.
+      constexpr Index kChannels = 16;
+      for (Index d = 0; d == 0 || d < key_.cols; d += kChannels) {
+        const Index channels = std::min(kChannels, key_.cols - d);
+        tiles.convert_panel(from, to, d, channels, at_.key, kKeyTile);
+        multiply_panel(at_.key, kKeyTile, keys, at_.s, d, channels);
+      }
     } else {
       // As many keys at a time as keep their transposed panel in the first-level cache.
       constexpr Index kPanel = FewRowsMemory<T>::kPanel;
@@ -135,18 +141,21 @@ class FewRowsScores {
     constexpr Index kPanel = FewRowsMemory<T>::kPanel;
     kernels_.pack(key.data, key.row_stride, key.col_stride, key.rows, key.cols, T(1), at_.key,
                   kPanel, vectors_of(key.rows) * kernels_.vector_lanes);
-    multiply_panel(at_.key, kPanel, key.rows, scores);
+    multiply_panel(at_.key, kPanel, key.rows, scores, 0, key.cols);
   }
-  /// Of transposed keys, whose rows are `step` apart and may be read in whole vectors.
+  /// Of transposed keys, whose rows are `step` apart and may be read in whole vectors. The panel has so many
+  /// channels from `channel` on, whose products are added to those of the channels before.
   /// @param next  what is read after them, if they come from memory: values
-  void multiply_panel(const T* panel, Index step, Index keys, T* scores, const T* next = nullptr) {
+  void multiply_panel(const T* panel, Index step, Index keys, T* scores, Index channel,
+                      Index channels, const T* next = nullptr) {
     Product<T> x;
     if (next != nullptr) x.b_ahead = kRowsAhead;
     x.b_next = next;
     x.rows = rows_;
     x.vectors = vectors_of(keys);
-    x.depth = key_.cols;
-    x.a = at_.query;
+    x.depth = channels;
+    x.accumulate = channel > 0;
+    x.a = at_.query + channel;
     x.a_row = at_.wide_head;
     x.a_step = 1;
     x.b = panel;

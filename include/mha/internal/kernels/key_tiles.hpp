@@ -92,7 +92,7 @@ class KeyTiles {
   MatrixView<const T> keys(Index from, Index to, T* copy) const {
     if (!in_pages()) return rows_of(kernels_, key_, copy, from, to);
     if (in_place_) return {panel(from), to - from, key_.cols, 1, kKeyTile};
-    convert_panel(from, to, copy, to - from);
+    convert_panel(from, to, 0, key_.cols, copy, to - from);
     return {copy, to - from, key_.cols, 1, to - from};
   }
   /// Values likewise.
@@ -109,13 +109,14 @@ class KeyTiles {
     if (!in_pages() || !in_place_ || page(from) == nullptr) return nullptr;
     return reinterpret_cast<const T*>(page(from) + first_key_) + from % kKeyTile;
   }
-  /// The same of pages in another type, converted: to[channel * step + key].
-  void convert_panel(Index from, Index to_key, T* to, Index step) const {
+  /// The same of pages in another type, so many channels from `channel` on converted: to[channel * step + key].
+  void convert_panel(Index from, Index to_key, Index channel, Index channels, T* to,
+                     Index step) const {
     mha::detail::with_stored_type(paged_->storage, [&](auto x) {
       using Stored = decltype(x);
-      const auto* const keys =
-          reinterpret_cast<const Stored*>(page(from) + first_key_) + from % kKeyTile;
-      const MatrixView<const Stored> rows{keys, key_.cols, to_key - from, kKeyTile, 1};
+      const auto* const keys = reinterpret_cast<const Stored*>(page(from) + first_key_) +
+                               channel * kKeyTile + from % kKeyTile;
+      const MatrixView<const Stored> rows{keys, channels, to_key - from, kKeyTile, 1};
       convert_rows(kernels_, rows, to, step);
     });
   }

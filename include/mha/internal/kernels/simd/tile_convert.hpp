@@ -68,9 +68,10 @@ template <class T>
 void widen(const std::uint16_t* from, Index from_row, Index rows, Index cols, bool bf16, T* to,
            Index to_row) {
   constexpr int kCount = Simd<float>::kCount;
-  constexpr Index kLine = 32;  // numbers of a cache line
+  constexpr Index kLine = 32;         // numbers of a cache line
+  constexpr Index kRowsFetched = 12;  // ahead of their use
   for (Index r = 0; r < rows; ++r, from += from_row, to += to_row) {
-    for (Index c = 0; c < cols; c += kLine) MHA_PREFETCH(from + 4 * from_row + c, 3);
+    for (Index c = 0; c < cols; c += kLine) MHA_PREFETCH(from + kRowsFetched * from_row + c, 3);
     Index c = 0;
     for (; c + kCount <= cols; c += kCount) widen_vector(from + c, bf16, to + c);
     if (c == cols) continue;
