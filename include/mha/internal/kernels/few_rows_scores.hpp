@@ -108,9 +108,10 @@ class FewRowsScores {
                      tiles.values_in_place(from, to).data);
     } else if (tiles.in_pages()) {
       // As many channels at a time as stay in the first-level cache until they are used.
-      constexpr Index kChannels = 16;
-      for (Index d = 0; d == 0 || d < key_.cols; d += kChannels) {
-        const Index channels = std::min(kChannels, key_.cols - d);
+      constexpr Index kNumbers = 2048;
+      const Index step = kNumbers / keys;
+      for (Index d = 0; d == 0 || d < key_.cols; d += step) {
+        const Index channels = std::min(step, key_.cols - d);
         tiles.convert_panel(from, to, d, channels, at_.key, kKeyTile);
         multiply_panel(at_.key, kKeyTile, keys, at_.s, d, channels);
       }
