@@ -46,9 +46,10 @@ class Partial {
   static_assert(detail::has_kernels<Acc>,
                 "mha: Partial is for float, double, Eigen::half and Eigen::bfloat16");
 
+  /// Of no rows, as what has been moved from.
+  Partial() = default;
   Partial(const Partial&) = default;
   Partial& operator=(const Partial&) = default;
-  /// What has been moved from has no rows.
   Partial(Partial&& other) noexcept { *this = std::move(other); }
   Partial& operator=(Partial&& other) noexcept {
     if (this == &other) return *this;
@@ -86,7 +87,6 @@ class Partial {
                          const AttentionOptions& options);
 
  private:
-  Partial() = default;
   using Node = detail::PartialNode<Acc>;
   using State = kernels::SoftmaxState<Acc>;
 

@@ -528,6 +528,7 @@ TEST_CASE("what has been moved from is empty, whole, or says so", "[misuse][cach
   auto whole = std::move(part);
   CHECK(whole.finish().output.sizes() == std::array<Index, 4>{1, 2, 3, 4});
   CHECK(part.finish().output.empty());
+  CHECK(mha::Partial<float>().finish().output.empty());
   refuses("Partial::join", {"rows of the same sizes", "[0, 0, 0, 0]"}, [&] { whole.join(part); });
   refuses("Partial::join", {"rows of the same sizes", "[0, 0, 0, 0]"}, [&] { part.join(whole); });
 
